@@ -1,0 +1,1059 @@
+/**
+ * @file upcall.h
+ * @brief Upcall: asynchronous I/O for C and C++ on Linux.
+ *
+ * A program *submits* operations, *polls* the loop, is *called back* when each is done, may *cancel* what it no longer
+ * wants, and may *reap* results as plain records instead of callbacks. It runs on io_uring where the kernel and the
+ * sandbox allow it, on epoll plus a small thread pool where they don't, with the same results on both.
+ *
+ * **Errors.** Every function that returns `int` answers >= 0 for success and a negative errno for failure;
+ * upcall_last_error() has the text. What only the kernel can know (a bad descriptor, a refused connection) comes in the
+ * operation's event, never from upcall_submit().
+ *
+ * **Ownership.** upcall_submit() copies the descriptors. What a pointer to const names is copied too (paths, addresses,
+ * iovec arrays, a sendmsg header) *except transfer data*; what a pointer to non-const names, and data to be written or
+ * sent, is borrowed until the operation's final event: the one without UPCALL_MORE. After it nothing touches that memory.
+ *
+ * **Threads.** A loop belongs to the first thread that polls it. upcall_submit(), upcall_cancel(), upcall_cancel_fd(),
+ * upcall_cancel_all(), upcall_post(), upcall_stop(), upcall_hold(), upcall_unhold(), upcall_stats_get(),
+ * upcall_supports(), upcall_loop_backend(), upcall_backend_reason() and upcall_buffers_return() may be called by any
+ * thread; the rest by the owner only, and from another thread they answer -EPERM. In a forked child every call on an
+ * inherited loop answers -ECHILD.
+ *
+ * **Callbacks** run on the owner thread, inside upcall_poll(), upcall_run() and upcall_loop_close() and nowhere else. They
+ * must return normally: no exception, no longjmp. They may submit, cancel, reap, post and stop.
+ */
+
+
+#ifndef UPCALL_H
+#define UPCALL_H
+
+/* Generated from the Rust sources by cbindgen; a test compares it. Change the sources, not this file. */
+
+#include <stddef.h>
+#include <stdint.h>
+#include <poll.h>
+#include <sys/socket.h>
+#include <sys/types.h>
+#include <sys/uio.h>
+
+struct statx;
+struct timespec;
+
+/** @brief One nanosecond: the unit of every time in this library. */
+#define UPCALL_NANOSECOND UINT64_C(1)
+/** @brief One microsecond in nanoseconds. */
+#define UPCALL_MICROSECOND UINT64_C(1000)
+/** @brief One millisecond in nanoseconds. */
+#define UPCALL_MILLISECOND UINT64_C(1000000)
+/** @brief One second in nanoseconds. */
+#define UPCALL_SECOND UINT64_C(1000000000)
+
+/** @brief Fills a upcall_config with the defaults of the header this program was compiled with. */
+#define upcall_config_init(config) upcall_config_init_sized((config), sizeof *(config))
+/** @brief Reads the loop's counters into a upcall_stats of the size this program was compiled with. */
+#define upcall_stats_get(loop, stats) upcall_stats_get_sized((loop), (stats), sizeof *(stats))
+
+
+/**
+ * Major part of the version this header belongs to.
+ */
+#define UPCALL_VERSION_MAJOR 0
+
+/**
+ * Minor part of the version this header belongs to.
+ */
+#define UPCALL_VERSION_MINOR 1
+
+/**
+ * Patch part of the version this header belongs to.
+ */
+#define UPCALL_VERSION_PATCH 0
+
+/**
+ * Major * 1000000 + minor * 1000 + patch of this header. upcall_version() is the library's.
+ */
+#define UPCALL_VERSION_NUMBER 1000
+
+/**
+ * One completion when *all* bytes are moved, not one per packet. Shorter only at end of file or after an error, and
+ * then upcall_event.transferred says how much. For read, write, recv, send and their vector and positional forms; on a
+ * message socket it is one message. Not with buffers or UPCALL_MULTISHOT.
+ */
+#define UPCALL_FULL 1
+
+/**
+ * One submit, many events: each but the final one carries UPCALL_MORE. For accept, recv, recvmsg, poll, sleep. It ends
+ * when cancelled, at end of stream (result 0), or at an error. recv and recvmsg need upcall_op.buffers.
+ */
+#define UPCALL_MULTISHOT 2
+
+/**
+ * The next op of this submit starts only when this one succeeded in full (all bytes asked for, or result >= 0 for what
+ * moves none); otherwise the rest of the chain ends in -ECANCELED. Not on the last op, nor on a multishot.
+ */
+#define UPCALL_LINK 4
+
+/**
+ * The next op of this submit starts when this one has ended, whatever its result (`send`, then `close`).
+ */
+#define UPCALL_LINK_ALWAYS 8
+
+/**
+ * Starts when everything earlier *in the same submit* has ended, and later ones of that submit wait for it: n writes,
+ * then fsync.
+ */
+#define UPCALL_DRAIN 16
+
+/**
+ * This op does not keep upcall_run() alive (a watcher, a statistics tick).
+ */
+#define UPCALL_BACKGROUND 64
+
+/**
+ * Further events of this operation follow; its memory and its id stay in use.
+ */
+#define UPCALL_MORE 1
+
+/**
+ * Zero-copy: the buffer is free again.
+ */
+#define UPCALL_RELEASED 2
+
+/**
+ * This -ETIMEDOUT is upcall_op.timeout_ns, not the network's.
+ */
+#define UPCALL_EXPIRED 4
+
+/**
+ * upcall_supports(): the operation ends in -EOPNOTSUPP on this loop.
+ */
+#define UPCALL_UNSUPPORTED 0
+
+/**
+ * upcall_supports(): done by a non-blocking call after waiting for readiness, by the thread pool, or by the loop itself.
+ */
+#define UPCALL_EMULATED 1
+
+/**
+ * upcall_supports(): done by the kernel as one io_uring operation.
+ */
+#define UPCALL_NATIVE 2
+
+/**
+ * A pool of equal buffers that operations borrow from when data is there: upcall_buffers_new(), upcall_buffers_return(),
+ * upcall_buffers_free().
+ */
+typedef struct upcall_buffers upcall_buffers;
+
+/**
+ * A loop: made by upcall_loop_new(), ended by upcall_loop_free(). It belongs to the first thread that polls it.
+ */
+typedef struct upcall_loop upcall_loop;
+
+/**
+ * Which kernel interface a loop runs on: a UPCALL_BACKEND_ constant.
+ */
+typedef uint32_t upcall_backend;
+
+/**
+ * How a loop is made. Fill it with upcall_config_init(), change what you need, pass it to upcall_loop_new().
+ */
+typedef struct upcall_config {
+    /**
+     * sizeof(upcall_config), set by upcall_config_init().
+     */
+    uint32_t size;
+    /**
+     * A UPCALL_BACKEND_ constant.
+     */
+    upcall_backend backend;
+    /**
+     * Operations that one system call can hand over: 1 to 32768, rounded up to a power of two. Default 256.
+     */
+    uint32_t entries;
+    /**
+     * At most so many events and posts per turn. Default 1024.
+     */
+    uint32_t max_events;
+    /**
+     * At most so many pool threads, started when work waits: 2 to 1024. Default: the processors, at least 4, at most 16.
+     */
+    uint32_t workers;
+    /**
+     * Operations in flight at most; one more is refused with -EAGAIN. Address space (128 bytes each) is reserved, memory
+     * only used as needed. Default 1048576, at most 16777216.
+     */
+    uint32_t max_operations;
+    /**
+     * Count callbacks that run longer; 0, the default: callbacks are not timed.
+     */
+    uint64_t slow_callback_ns;
+    /**
+     * Look again for so long before sleeping, while recent sleeps were shorter. Burns processor time. Default 0.
+     */
+    uint64_t spin_ns;
+    /**
+     * None defined: 0.
+     */
+    uint64_t flags;
+    /**
+     * Must be zero.
+     */
+    uint64_t reserved[8];
+} upcall_config;
+
+/**
+ * What an operation does: a UPCALL_OP_ constant, set by its constructor. 0 is invalid, so a zeroed op is refused.
+ */
+typedef uint32_t upcall_kind;
+
+/**
+ * Names an accepted operation: generation-tagged, never 0. A stale, forged or foreign id is detected, not misdirected.
+ */
+typedef uint64_t upcall_id;
+
+/**
+ * What an operation tells the program. 64 bytes, frozen.
+ */
+typedef struct upcall_event {
+    /**
+     * The operation's id, as upcall_submit() gave it.
+     */
+    upcall_id id;
+    /**
+     * The op's user pointer.
+     */
+    void *user;
+    /**
+     * >= 0 the operation's value, < 0 a negative errno.
+     */
+    int64_t result;
+    /**
+     * Bytes really moved, also when result < 0 (cancelled or timed out half-way).
+     */
+    uint64_t transferred;
+    /**
+     * The lent buffer: non-NULL exactly when at least one byte or one datagram was put in it. Give it back with
+     * upcall_buffers_return().
+     */
+    void *buffer;
+    /**
+     * UPCALL_MORE, UPCALL_RELEASED, UPCALL_EXPIRED.
+     */
+    uint32_t flags;
+    /**
+     * The operation's kind; upcall_op_name() names it.
+     */
+    upcall_kind kind;
+    /**
+     * Zero.
+     */
+    uint64_t reserved[2];
+} upcall_event;
+
+/**
+ * Called on the owner thread, inside upcall_poll(), once per event. `event` is valid only inside the callback.
+ */
+typedef void (*upcall_callback)(struct upcall_loop *loop, const struct upcall_event *event);
+
+/**
+ * One operation to submit. 128 bytes, frozen. Made by a upcall_op_ constructor, then given a callback, a user pointer
+ * and options; upcall_submit() copies it.
+ */
+typedef struct upcall_op {
+    /**
+     * Set by the constructor.
+     */
+    upcall_kind kind;
+    /**
+     * UPCALL_FULL, UPCALL_MULTISHOT, UPCALL_LINK, UPCALL_LINK_ALWAYS, UPCALL_DRAIN, UPCALL_BACKGROUND.
+     */
+    uint32_t flags;
+    /**
+     * Who is told. NULL: the events wait for upcall_reap().
+     */
+    upcall_callback callback;
+    /**
+     * Comes back in each event.
+     */
+    void *user;
+    /**
+     * Nanoseconds until the clock cancels it (-ETIMEDOUT with UPCALL_EXPIRED); 0: never. Counted from acceptance, or from
+     * when a link or drain lets it start. With UPCALL_MULTISHOT an idle limit, restarted by each event.
+     */
+    uint64_t timeout_ns;
+    /**
+     * recv, recvmsg, read: pick the buffer from this pool when data is there. NULL: use the op's own.
+     */
+    struct upcall_buffers *buffers;
+    /**
+     * With buffers: pause while so many of them are lent to this op's events; 0: no limit.
+     */
+    uint32_t lend_max;
+    /**
+     * Set by the constructor: the descriptor, or the directory a path is relative to.
+     */
+    int32_t fd;
+    /**
+     * Set by the constructor.
+     */
+    uint64_t addr;
+    /**
+     * Set by the constructor.
+     */
+    uint64_t addr2;
+    /**
+     * Set by the constructor.
+     */
+    uint64_t len;
+    /**
+     * Set by the constructor.
+     */
+    uint64_t offset;
+    /**
+     * Set by the constructor.
+     */
+    uint64_t offset2;
+    /**
+     * Set by the constructor.
+     */
+    uint32_t arg;
+    /**
+     * Set by the constructor.
+     */
+    uint32_t arg2;
+    /**
+     * Must be zero.
+     */
+    uint64_t reserved[4];
+} upcall_op;
+
+/**
+ * Called on the owner thread, inside upcall_poll(), exactly once per upcall_post().
+ */
+typedef void (*upcall_post_fn)(struct upcall_loop *loop, void *arg);
+
+/**
+ * The loop's counters: upcall_stats_get(). Plain words that only grow (but for in_flight), not a snapshot.
+ */
+typedef struct upcall_stats {
+    /**
+     * Bytes filled in.
+     */
+    uint32_t size;
+    /**
+     * The UPCALL_BACKEND_ in use.
+     */
+    upcall_backend backend;
+    /**
+     * Operations accepted.
+     */
+    uint64_t submitted;
+    /**
+     * Ended by themselves, with whatever result.
+     */
+    uint64_t completed;
+    /**
+     * Ended in -ECANCELED.
+     */
+    uint64_t cancelled;
+    /**
+     * Ended by upcall_op.timeout_ns.
+     */
+    uint64_t timed_out;
+    /**
+     * Accepted and not ended: between turns, submitted = completed + cancelled + timed_out + in_flight.
+     */
+    uint64_t in_flight;
+    /**
+     * Made by the engine on the owner thread (not by pool threads, not by callbacks).
+     */
+    uint64_t system_calls;
+    /**
+     * Times another thread had to wake the sleeping loop.
+     */
+    uint64_t wakeups;
+    /**
+     * Operations done by the kernel as one io_uring operation.
+     */
+    uint64_t native_operations;
+    /**
+     * Operations done by non-blocking calls or by the loop itself.
+     */
+    uint64_t emulated_operations;
+    /**
+     * Operations, or parts of one, done on a thread.
+     */
+    uint64_t pool_operations;
+    /**
+     * Times the completion queue had overflowed; nothing is lost, the kernel kept them.
+     */
+    uint64_t overflows;
+    /**
+     * Times a multishot or a full transfer was started again.
+     */
+    uint64_t rearms;
+    /**
+     * Callbacks run.
+     */
+    uint64_t callbacks;
+    /**
+     * Callbacks that took longer than upcall_config.slow_callback_ns.
+     */
+    uint64_t slow_callbacks;
+    /**
+     * The longest callback in nanoseconds; 0 while callbacks are not timed.
+     */
+    uint64_t longest_callback_ns;
+} upcall_stats;
+
+/**
+ * A computation run on a thread of the loop's pool; what it returns is the event's result.
+ */
+typedef int64_t (*upcall_work_fn)(void *arg);
+
+/**
+ * What a buffer lent by recvmsg begins with. After it: upcall_msg_name(), upcall_msg_control(), upcall_msg_payload().
+ */
+typedef struct upcall_msg {
+    /**
+     * Bytes of the sender's address; more than there was room for means it was cut.
+     */
+    uint32_t namelen;
+    /**
+     * Bytes of control data.
+     */
+    uint32_t controllen;
+    /**
+     * Bytes of the message itself; more than there was room for means it was cut (MSG_TRUNC in flags).
+     */
+    uint32_t payloadlen;
+    /**
+     * As recvmsg(2) sets msg_flags.
+     */
+    uint32_t flags;
+} upcall_msg;
+
+/**
+ * io_uring where it is usable, else epoll; upcall_backend_reason() tells why. The environment variable
+ * `UPCALL_BACKEND` (auto, io_uring, epoll) overrides this value only, and is ignored in set-user-ID programs.
+ */
+#define UPCALL_BACKEND_AUTO 0
+
+/**
+ * io_uring or nothing: upcall_loop_new() fails with the kernel's errno where the ring is denied.
+ */
+#define UPCALL_BACKEND_IO_URING 1
+
+/**
+ * epoll and a small thread pool. No io_uring system call is made, not even to probe.
+ */
+#define UPCALL_BACKEND_EPOLL 2
+
+/**
+ * Kind of upcall_op_work().
+ */
+#define UPCALL_OP_WORK 80
+
+/**
+ * Kind of upcall_op_pread().
+ */
+#define UPCALL_OP_PREAD 8
+
+/**
+ * Kind of upcall_op_pwrite().
+ */
+#define UPCALL_OP_PWRITE 9
+
+/**
+ * Kind of upcall_op_fsync().
+ */
+#define UPCALL_OP_FSYNC 12
+
+/**
+ * Kind of upcall_op_fdatasync().
+ */
+#define UPCALL_OP_FDATASYNC 13
+
+/**
+ * Kind of upcall_op_open().
+ */
+#define UPCALL_OP_OPEN 20
+
+/**
+ * Kind of upcall_op_close().
+ */
+#define UPCALL_OP_CLOSE 22
+
+/**
+ * Kind of upcall_op_statx().
+ */
+#define UPCALL_OP_STATX 23
+
+/**
+ * Kind of upcall_op_nop().
+ */
+#define UPCALL_OP_NOP 1
+
+/**
+ * Kind of upcall_op_poll().
+ */
+#define UPCALL_OP_POLL 60
+
+/**
+ * Kind of upcall_op_socket().
+ */
+#define UPCALL_OP_SOCKET 40
+
+/**
+ * Kind of upcall_op_bind().
+ */
+#define UPCALL_OP_BIND 41
+
+/**
+ * Kind of upcall_op_listen().
+ */
+#define UPCALL_OP_LISTEN 42
+
+/**
+ * Kind of upcall_op_accept().
+ */
+#define UPCALL_OP_ACCEPT 43
+
+/**
+ * Kind of upcall_op_connect().
+ */
+#define UPCALL_OP_CONNECT 44
+
+/**
+ * Kind of upcall_op_recv().
+ */
+#define UPCALL_OP_RECV 45
+
+/**
+ * Kind of upcall_op_send().
+ */
+#define UPCALL_OP_SEND 46
+
+/**
+ * Kind of upcall_op_recvmsg().
+ */
+#define UPCALL_OP_RECVMSG 49
+
+/**
+ * Kind of upcall_op_sendmsg().
+ */
+#define UPCALL_OP_SENDMSG 50
+
+/**
+ * Kind of upcall_op_shutdown().
+ */
+#define UPCALL_OP_SHUTDOWN 51
+
+/**
+ * Kind of upcall_op_read().
+ */
+#define UPCALL_OP_READ 2
+
+/**
+ * Kind of upcall_op_write().
+ */
+#define UPCALL_OP_WRITE 3
+
+/**
+ * Kind of upcall_op_readv().
+ */
+#define UPCALL_OP_READV 4
+
+/**
+ * Kind of upcall_op_writev().
+ */
+#define UPCALL_OP_WRITEV 5
+
+/**
+ * Kind of upcall_op_sleep().
+ */
+#define UPCALL_OP_SLEEP 64
+
+/**
+ * Kind of upcall_op_sleep_until().
+ */
+#define UPCALL_OP_SLEEP_UNTIL 65
+
+#ifdef __cplusplus
+extern "C" {
+#endif // __cplusplus
+
+/**
+ * @brief Fills the first `size` bytes of `*config` with the defaults: use upcall_config_init().
+ *
+ * `config` may be NULL (nothing is done). Any thread. Since 0.1.
+ */
+void upcall_config_init_sized(struct upcall_config *config, size_t size);
+
+/**
+ * @brief Makes a loop. `config` NULL: the defaults. It belongs to the first thread that polls it; until then operations
+ * may be submitted from any thread.
+ *
+ * `config` is read during the call; `*loop` receives the loop, to be ended by upcall_loop_free(), or NULL. Any thread.
+ *
+ * @return 0; -EINVAL (a NULL or a value out of range, named by upcall_last_error()); -E2BIG (a config with fields this
+ * library does not know); with UPCALL_BACKEND_IO_URING the errno of the refusal (-EPERM, -ENOSYS, -ENOMEM …); -EMFILE,
+ * -ENFILE, -ENOMEM. Since 0.1.
+ */
+int32_t upcall_loop_new(const struct upcall_config *config,
+                        struct upcall_loop **loop);
+
+/**
+ * @brief Ends everything: refuses new work with -ESHUTDOWN, runs accepted posts, cancels all operations, and delivers their
+ * final events, for at most `timeout_ns` (negative: no limit).
+ *
+ * Owner thread; callbacks run inside.
+ *
+ * @return 0 when nothing is left in flight (records may still be reaped; the loop refuses new work for good); -ETIMEDOUT
+ * when something was left, and the loop stays usable; -EDEADLK inside a callback of this loop; -EPERM on another thread.
+ * Since 0.1.
+ */
+int32_t upcall_loop_close(struct upcall_loop *loop,
+                          int64_t timeout_ns);
+
+/**
+ * @brief Closes without limit, then frees. When it returns nothing touches any operation's memory any more. Unreaped
+ * records are dropped: their descriptors are closed and their buffers returned.
+ *
+ * The owner thread, or any thread when the loop has no owner or its owner has exited; what a dead owner had in flight is
+ * delivered as -EOWNERDEAD. In a forked child it returns 0 and runs nothing. NULL is fine.
+ *
+ * @return 0; -EDEADLK inside a callback of this loop; -EPERM on another thread. Since 0.1.
+ */
+int32_t upcall_loop_free(struct upcall_loop *loop);
+
+/**
+ * @brief Gives the loop up, so that the next thread to poll owns it.
+ *
+ * Owner thread. @return 0; -EBUSY while anything is in flight; -EDEADLK inside a callback; -EPERM on another thread.
+ * Since 0.1.
+ */
+int32_t upcall_loop_detach(struct upcall_loop *loop);
+
+/**
+ * @brief Accepts all `count` operations, or none.
+ *
+ * `ops` is copied; see the top of this header for what the operations' own pointers mean. `ids` (NULL: not wanted)
+ * receives `count` ids before any of the operations can start. Any thread; no callback runs inside. The kernel is entered
+ * only when the queue is full, or by the next upcall_poll().
+ *
+ * @return 0, or a negative errno with nothing accepted: -EINVAL and others (upcall_last_error() names the op and the
+ * field: "op 3 of 4: recv: buf is NULL but len is 4096"); -EAGAIN at the configured limit of operations; -ESHUTDOWN while
+ * or after the loop closes; -ENOMEM. Since 0.1.
+ */
+int32_t upcall_submit(struct upcall_loop *loop,
+                      const struct upcall_op *ops,
+                      size_t count,
+                      upcall_id *ids);
+
+/**
+ * @brief One turn: hands the queued operations over, waits up to `timeout_ns` (0: don't wait; negative: no limit) for
+ * something to be ready, and runs the callbacks of what is.
+ *
+ * It does not wait while records are unreaped. A signal handler that ran ends the wait. At most upcall_config.max_events
+ * events and posts per turn; the rest comes in the next. Owner thread; the first caller becomes the owner.
+ *
+ * @return how many events and posts were delivered or made reapable; -EDEADLK inside a callback of this loop; -EPERM on
+ * another thread. Since 0.1.
+ */
+int32_t upcall_poll(struct upcall_loop *loop,
+                    int64_t timeout_ns);
+
+/**
+ * @brief Polls until nothing is in flight, or until upcall_stop().
+ *
+ * In flight are operations without UPCALL_BACKGROUND, posts, submissions of other threads, and holds. It waits even while
+ * records are unreaped (reap them in a callback, or use upcall_poll()). Owner thread.
+ *
+ * @return 0 when nothing is in flight; 1 when stopped; a negative errno as upcall_poll(). Since 0.1.
+ */
+int32_t upcall_run(struct upcall_loop *loop);
+
+/**
+ * @brief Ends the current or the next upcall_run() after its turn, and wakes a waiting upcall_poll(). Latched.
+ *
+ * Any thread, and any signal handler. @return 0, or -EINVAL for NULL. Since 0.1.
+ */
+int32_t upcall_stop(struct upcall_loop *loop);
+
+/**
+ * @brief Keeps upcall_run() alive without an operation, until as many upcall_unhold(). Counted. Any thread.
+ *
+ * @return 0, or -EINVAL for NULL. Since 0.1.
+ */
+int32_t upcall_hold(struct upcall_loop *loop);
+
+/**
+ * @brief Takes one upcall_hold() back, and wakes the loop when it was the last. Any thread.
+ *
+ * @return 0, or -EINVAL for NULL or where nothing is held. Since 0.1.
+ */
+int32_t upcall_unhold(struct upcall_loop *loop);
+
+/**
+ * @brief Runs `fn(loop, arg)` on the loop's owner thread, exactly once, in a turn. First in, first out per calling thread;
+ * never coalesced. `arg` is the program's. Any thread (not a signal handler: it allocates).
+ *
+ * @return 0; -EINVAL for a NULL loop or fn; -ESHUTDOWN while or after the loop closes. Since 0.1.
+ */
+int32_t upcall_post(struct upcall_loop *loop,
+                    upcall_post_fn fn,
+                    void *arg);
+
+/**
+ * @brief Asks an operation to end; its own final event answers (-ECANCELED, or its result when it was too late). The event
+ * never arrives inside this call, and the operation's memory stays borrowed until it does. Any thread.
+ *
+ * @return 0: the request is made; -ENOENT: no such operation in flight (finished, stale, forged). Since 0.1.
+ */
+int32_t upcall_cancel(struct upcall_loop *loop,
+                      upcall_id id);
+
+/**
+ * @brief Asks every operation in flight on descriptor `fd` to end, as upcall_cancel() does one. Any thread.
+ *
+ * @return how many were asked. Since 0.1.
+ */
+int32_t upcall_cancel_fd(struct upcall_loop *loop, int32_t fd);
+
+/**
+ * @brief Asks every operation in flight to end, as upcall_cancel() does one. Any thread.
+ *
+ * @return how many were asked. Since 0.1.
+ */
+int32_t upcall_cancel_all(struct upcall_loop *loop);
+
+/**
+ * @brief Copies out at most `max` events of operations submitted without a callback, oldest first. Never waits and never
+ * calls back. Owner thread; allowed in a callback.
+ *
+ * @return the number copied; -EINVAL for a NULL; -EPERM on another thread. Since 0.1.
+ */
+int32_t upcall_reap(struct upcall_loop *loop,
+                    struct upcall_event *events,
+                    size_t max);
+
+/**
+ * @brief A descriptor for another event loop: level-triggered readable whenever upcall_poll(loop, 0) would do anything.
+ *
+ * The loop owns it: never read or close it, only wait for POLLIN. Owner thread, or any while the loop has no owner.
+ *
+ * @return the descriptor; -EMFILE, -ENFILE, -ENOMEM; -EPERM on another thread. Since 0.1.
+ */
+int32_t upcall_fd(struct upcall_loop *loop);
+
+/**
+ * @brief CLOCK_MONOTONIC in nanoseconds, read once per turn. Owner thread; elsewhere the clock is read. 0 for NULL.
+ * Since 0.1.
+ */
+uint64_t upcall_now(const struct upcall_loop *loop);
+
+/**
+ * @brief The backend in use: UPCALL_BACKEND_IO_URING or UPCALL_BACKEND_EPOLL; UPCALL_BACKEND_AUTO for NULL. Any thread.
+ * Since 0.1.
+ */
+upcall_backend upcall_loop_backend(const struct upcall_loop *loop);
+
+/**
+ * @brief "auto", "io_uring", "epoll", or "unknown". A static string. Any thread. Since 0.1.
+ */
+const char *upcall_backend_name(upcall_backend backend);
+
+/**
+ * @brief Why the loop runs on the backend it has: "io_uring_setup: EPERM (seccomp or kernel.io_uring_disabled)". Valid until
+ * the loop is freed; NULL for NULL. Any thread. Since 0.1.
+ */
+const char *upcall_backend_reason(const struct upcall_loop *loop);
+
+/**
+ * @brief How this loop does operations of a kind: UPCALL_NATIVE, UPCALL_EMULATED or UPCALL_UNSUPPORTED. Any thread.
+ *
+ * @return one of these; -EINVAL for NULL. An unknown kind is UPCALL_UNSUPPORTED. Since 0.1.
+ */
+int32_t upcall_supports(const struct upcall_loop *loop, upcall_kind kind);
+
+/**
+ * @brief The name of a kind ("recv"), or "unknown". A static string. Any thread. Since 0.1.
+ */
+const char *upcall_op_name(upcall_kind kind);
+
+/**
+ * @brief Reads the counters into the first `size` bytes of `*stats`: use upcall_stats_get(). Any thread.
+ *
+ * @return 0, or -EINVAL for a NULL or a size too small for the first member. Since 0.1.
+ */
+int32_t upcall_stats_get_sized(const struct upcall_loop *loop, struct upcall_stats *stats, size_t size);
+
+/**
+ * @brief The text of an error: accepts errno and -errno. Valid until this thread's next call. Any thread. Since 0.1.
+ */
+const char *upcall_strerror(int32_t error);
+
+/**
+ * @brief The text of this thread's last failing call, "" when there was none; valid until its next failing call. Since 0.1.
+ */
+const char *upcall_last_error(void);
+
+/**
+ * @brief The library's version, "0.1.0". A static string. UPCALL_VERSION_NUMBER is the header's. Since 0.1.
+ */
+const char *upcall_version(void);
+
+/**
+ * @brief Makes a pool of `count` buffers (1 to 32768) of `size` bytes (1 to 1 GiB) for operations of this loop.
+ *
+ * `*buffers` receives the pool, to be ended by upcall_buffers_free(), or NULL. Any thread.
+ *
+ * @return 0; -EINVAL for a NULL or a count or size out of range; -ENOMEM. Since 0.1.
+ */
+int32_t upcall_buffers_new(struct upcall_loop *loop, uint32_t count, uint32_t size, struct upcall_buffers **buffers);
+
+/**
+ * @brief Gives a lent buffer back. `buffer`: what upcall_event.buffer was. Any thread; also after the loop was freed.
+ *
+ * @return 0; -EINVAL for a pointer that is not a buffer of this pool that is lent (a foreign one, one returned twice).
+ * Since 0.1.
+ */
+int32_t upcall_buffers_return(struct upcall_buffers *buffers, void *buffer);
+
+/**
+ * @brief Frees a pool. NULL is fine. Any thread; valid after the loop is freed.
+ *
+ * @return 0; -EBUSY while any buffer is lent or any operation uses the pool. Since 0.1.
+ */
+int32_t upcall_buffers_free(struct upcall_buffers *buffers);
+
+/**
+ * @brief Runs `fn(arg)` on a thread of the loop's pool; result: what it returns.
+ *
+ * `arg` is borrowed until the final event. Once running it cannot be cancelled. `fn` must return normally, and must not
+ * poll the loop; it may submit, cancel and post. Works of a loop never take its last pool thread, so that files always
+ * find one. Since 0.1.
+ */
+struct upcall_op upcall_op_work(upcall_work_fn fn, void *arg);
+
+/**
+ * @brief pread(2): up to `len` bytes from `offset` of a file into `buf`. The rule for files: no shared position.
+ *
+ * `buf` is borrowed until the final event. Result: bytes read, 0 at end of file. A stream is -ESPIPE, a negative offset
+ * -EINVAL. Once started on a disk it cannot be cancelled. Since 0.1.
+ */
+struct upcall_op upcall_op_pread(int32_t fd, void *buf, size_t len, int64_t offset);
+
+/**
+ * @brief pwrite(2): up to `len` bytes from `buf` to `offset` of a file.
+ *
+ * `buf` is borrowed until the final event. Result: bytes written. A stream is -ESPIPE, a negative offset -EINVAL; past
+ * RLIMIT_FSIZE it is -EFBIG and no signal is raised. Since 0.1.
+ */
+struct upcall_op upcall_op_pwrite(int32_t fd, const void *buf, size_t len, int64_t offset);
+
+/**
+ * @brief fsync(2): result 0 when the file's data and metadata are on the device. Since 0.1.
+ */
+struct upcall_op upcall_op_fsync(int32_t fd);
+
+/**
+ * @brief fdatasync(2): as upcall_op_fsync(), but for metadata that reading the data does not need. Since 0.1.
+ */
+struct upcall_op upcall_op_fdatasync(int32_t fd);
+
+/**
+ * @brief openat(2): result: a descriptor, close-on-exec. `dirfd` may be AT_FDCWD; `mode` counts with O_CREAT and
+ * O_TMPFILE only.
+ *
+ * `path` is copied. Opening a FIFO may wait for the other side without limit; it can be cancelled. Since 0.1.
+ */
+struct upcall_op upcall_op_open(int32_t dirfd, const char *path, int32_t flags, uint32_t mode);
+
+/**
+ * @brief close(2), safely: first asks every operation of this loop in flight on `fd` to end, waits for their final events
+ * (-ECANCELED, or the result when it was too late) and delivers them, then closes. Result: 0 or a negative errno.
+ *
+ * A started close cannot be cancelled; one that never started leaves the descriptor open. Operations submitted on `fd`
+ * while it closes end in -EBADF. Since 0.1.
+ */
+struct upcall_op upcall_op_close(int32_t fd);
+
+/**
+ * @brief statx(2): result 0, with what `mask` asks for (STATX_BASIC_STATS …) in `*statxbuf`.
+ *
+ * `path` is copied (an empty one with AT_EMPTY_PATH asks about `dirfd` itself); `statxbuf` is borrowed until the final
+ * event. Since 0.1.
+ */
+struct upcall_op upcall_op_statx(int32_t dirfd, const char *path, int32_t flags, uint32_t mask, struct statx *statxbuf);
+
+/**
+ * @brief Does nothing: result 0. Since 0.1.
+ */
+struct upcall_op upcall_op_nop(void);
+
+/**
+ * @brief poll(2): waits until `fd` shows one of `events` (POLLIN, POLLOUT, POLLPRI, POLLRDHUP); result: the events seen,
+ * which may include POLLERR and POLLHUP.
+ *
+ * A regular file is always ready. With UPCALL_MULTISHOT: the first event by level, then at least one per arrival after the
+ * program drained the descriptor; spurious ones are possible. Since 0.1.
+ */
+struct upcall_op upcall_op_poll(int32_t fd,
+                                uint32_t events);
+
+/**
+ * @brief socket(2): result: a descriptor, close-on-exec. Since 0.1.
+ */
+struct upcall_op upcall_op_socket(int32_t domain, int32_t type, int32_t protocol);
+
+/**
+ * @brief bind(2): result 0. `addr` is copied. Since 0.1.
+ */
+struct upcall_op upcall_op_bind(int32_t fd, const struct sockaddr *addr, socklen_t len);
+
+/**
+ * @brief listen(2): result 0. Since 0.1.
+ */
+struct upcall_op upcall_op_listen(int32_t fd, int32_t backlog);
+
+/**
+ * @brief accept4(2): result: a descriptor, close-on-exec; `flags`: SOCK_NONBLOCK or 0.
+ *
+ * `addr` and `addrlen` may be NULL; they are borrowed until the final event. With UPCALL_MULTISHOT each connection is an
+ * event, `addr` must be NULL, and a shortage (EMFILE, ENFILE, ENOBUFS, ENOMEM) is reported once with UPCALL_MORE, after
+ * which accepting goes on with back-off. On epoll a listener opened with SOCK_NONBLOCK is faster: a blocking one costs a
+ * thread switch per connection. Since 0.1.
+ */
+struct upcall_op upcall_op_accept(int32_t fd,
+                                  struct sockaddr *addr,
+                                  socklen_t *addrlen,
+                                  int32_t flags);
+
+/**
+ * @brief connect(2), as a careful program does it: start, wait for writability, read SO_ERROR. Result: 0 or that error.
+ *
+ * `addr` is copied. After a cancelled or timed-out connect the socket's state is undefined: close it. Since 0.1.
+ */
+struct upcall_op upcall_op_connect(int32_t fd, const struct sockaddr *addr, socklen_t len);
+
+/**
+ * @brief recv(2): up to `len` bytes, or one datagram, into `buf`.
+ *
+ * `buf` is borrowed until the final event; NULL with upcall_op.buffers. `flags`: MSG_PEEK, MSG_TRUNC, MSG_OOB …, not
+ * MSG_DONTWAIT (an operation waits) nor MSG_WAITALL (use UPCALL_FULL). Result: bytes received, 0 at end of stream. With
+ * UPCALL_MULTISHOT and buffers: an event per piece until the end of the stream. Since 0.1.
+ */
+struct upcall_op upcall_op_recv(int32_t fd, void *buf, size_t len, int32_t flags);
+
+/**
+ * @brief send(2): up to `len` bytes from `buf`. Never raises SIGPIPE.
+ *
+ * `buf` is borrowed until the final event. Result: bytes sent; UPCALL_FULL sends all of them. Since 0.1.
+ */
+struct upcall_op upcall_op_send(int32_t fd, const void *buf, size_t len, int32_t flags);
+
+/**
+ * @brief recvmsg(2): a message with its sender's address and control data.
+ *
+ * `msg` and all it names are borrowed until the final event, which sets msg_namelen, msg_controllen and msg_flags.
+ * Result: bytes received. With upcall_op.buffers only msg_namelen and msg_controllen are read, as the room to keep in each
+ * buffer, which then begins with a upcall_msg; the result is the payload's length. Descriptors received in control data
+ * are close-on-exec. Since 0.1.
+ */
+struct upcall_op upcall_op_recvmsg(int32_t fd,
+                                   struct msghdr *msg,
+                                   int32_t flags);
+
+/**
+ * @brief sendmsg(2): a message from parts, with an address and control data.
+ *
+ * `msg`, its address, vector and control data are copied; the data its vector names is borrowed until the final event.
+ * Result: bytes sent; UPCALL_FULL sends all of them. Since 0.1.
+ */
+struct upcall_op upcall_op_sendmsg(int32_t fd, const struct msghdr *msg, int32_t flags);
+
+/**
+ * @brief shutdown(2): result 0. `how`: SHUT_RD, SHUT_WR, SHUT_RDWR. Since 0.1.
+ */
+struct upcall_op upcall_op_shutdown(int32_t fd, int32_t how);
+
+/**
+ * @brief The sender's address in a buffer lent by recvmsg; `room` is the header the operation was submitted with.
+ */
+const void *upcall_msg_name(const struct upcall_msg *msg, const struct msghdr *room);
+
+/**
+ * @brief The control data in a buffer lent by recvmsg, upcall_msg.controllen bytes.
+ */
+const void *upcall_msg_control(const struct upcall_msg *msg, const struct msghdr *room);
+
+/**
+ * @brief The message in a buffer lent by recvmsg; the event's result is its length in the buffer.
+ */
+const void *upcall_msg_payload(const struct upcall_msg *msg, const struct msghdr *room);
+
+/**
+ * @brief read(2): up to `len` bytes from a stream into `buf`. On a regular file it uses and moves the file's own
+ * position, and the loop runs such operations on one descriptor one at a time in submission order.
+ *
+ * `buf` is borrowed until the final event; NULL with upcall_op.buffers. Result: bytes read, 0 at end of file. A length of
+ * 0 completes with 0. UPCALL_FULL waits for all of `len`. Since 0.1.
+ */
+struct upcall_op upcall_op_read(int32_t fd,
+                                void *buf,
+                                size_t len);
+
+/**
+ * @brief write(2): up to `len` bytes from `buf` to a stream. Never raises SIGPIPE: a reader that is gone is -EPIPE. On a
+ * regular file as for upcall_op_read().
+ *
+ * `buf` is borrowed until the final event. Result: bytes written. UPCALL_FULL writes all of `len`. Since 0.1.
+ */
+struct upcall_op upcall_op_write(int32_t fd,
+                                 const void *buf,
+                                 size_t len);
+
+/**
+ * @brief readv(2): as upcall_op_read() into `n` parts, at most 1024.
+ *
+ * The array is copied; the memory its entries name is borrowed until the final event. Since 0.1.
+ */
+struct upcall_op upcall_op_readv(int32_t fd, const struct iovec *iov, size_t n);
+
+/**
+ * @brief writev(2): as upcall_op_write() from `n` parts, at most 1024.
+ *
+ * The array is copied; the memory its entries name is borrowed until the final event. Since 0.1.
+ */
+struct upcall_op upcall_op_writev(int32_t fd, const struct iovec *iov, size_t n);
+
+/**
+ * @brief Ends after `ns` nanoseconds, never early: result 0.
+ *
+ * With UPCALL_MULTISHOT it repeats: the k-th tick at start + k * ns; result: the periods elapsed since the last event
+ * (missed ones merge); 0 nanoseconds is then -EINVAL. Since 0.1.
+ */
+struct upcall_op upcall_op_sleep(uint64_t ns);
+
+/**
+ * @brief Ends when CLOCK_MONOTONIC reaches `monotonic_ns` (see upcall_now()), never early: result 0. Since 0.1.
+ */
+struct upcall_op upcall_op_sleep_until(uint64_t monotonic_ns);
+
+#ifdef __cplusplus
+}  // extern "C"
+#endif  // __cplusplus
+
+#endif  /* UPCALL_H */
+
+#if defined(__cplusplus) && __cplusplus >= 201103L
+static_assert(sizeof(upcall_op) == 128, "upcall_op is frozen at 128 bytes");
+static_assert(sizeof(upcall_event) == 64, "upcall_event is frozen at 64 bytes");
+#elif defined(__STDC_VERSION__) && __STDC_VERSION__ >= 201112L
+_Static_assert(sizeof(upcall_op) == 128, "upcall_op is frozen at 128 bytes");
+_Static_assert(sizeof(upcall_event) == 64, "upcall_event is frozen at 64 bytes");
+#endif

@@ -1,0 +1,66 @@
+//! Readiness: waiting until a descriptor can do something, for programs and libraries that make the calls themselves.
+
+use super::*;
+use crate::sys;
+use io_uring::{opcode, types};
+
+/// Kind of upcall_op_nop().
+pub const UPCALL_OP_NOP: upcall_kind = 1;
+/// Kind of upcall_op_poll().
+pub const UPCALL_OP_POLL: upcall_kind = 60;
+
+/// @brief Does nothing: result 0. Since 0.1.
+#[unsafe(no_mangle)]
+pub extern "C" fn upcall_op_nop() -> upcall_op {
+    blank(UPCALL_OP_NOP)
+}
+
+/// @brief poll(2): waits until `fd` shows one of `events` (POLLIN, POLLOUT, POLLPRI, POLLRDHUP); result: the events seen,
+/// which may include POLLERR and POLLHUP.
+///
+/// A regular file is always ready. With UPCALL_MULTISHOT: the first event by level, then at least one per arrival after the
+/// program drained the descriptor; spurious ones are possible. Since 0.1.
+#[unsafe(no_mangle)]
+pub extern "C" fn upcall_op_poll(fd: i32, events: u32) -> upcall_op {
+    upcall_op { fd, arg: events, ..blank(UPCALL_OP_POLL) }
+}
+
+/// What poll(2) can be asked for; anything else has another meaning to epoll or io_uring (EPOLLET, EPOLLEXCLUSIVE …).
+const EVENTS: u32 = 0x3fff;
+
+fn check_poll(op: &upcall_op) -> Checked {
+    if op.arg & !EVENTS != 0 {
+        return invalid(format!("events is {:#x}, poll(2) events are below 0x4000", op.arg));
+    }
+    Ok(())
+}
+
+fn attempt_poll(args: &mut Args) -> Decision {
+    match sys::poll_now(args.fd(), args.arg as i16) {
+        0 => Decision::Wait(args.arg),
+        seen if seen & libc::POLLNVAL != 0 => Decision::Done(-i64::from(libc::EBADF)),
+        seen => Decision::Done(i64::from(seen)),
+    }
+}
+
+pub(super) const OPS: &[OpDef] = &[
+    OpDef {
+        kind: UPCALL_OP_NOP,
+        name: "nop",
+        opcode: Some(opcode::Nop::CODE),
+        ring: Some(|_| opcode::Nop::new().build()),
+        attempt: Some(|_| Decision::Done(0)),
+        ..OpDef::BASE
+    },
+    OpDef {
+        kind: UPCALL_OP_POLL,
+        name: "poll",
+        facts: FD | CAN_MULTI,
+        check: check_poll,
+        opcode: Some(opcode::PollAdd::CODE),
+        ring: Some(|args| opcode::PollAdd::new(types::Fd(args.fd()), args.arg).build()),
+        ring_multi: Some(|args| opcode::PollAdd::new(types::Fd(args.fd()), args.arg).multi(true).build()),
+        attempt: Some(attempt_poll),
+        ..OpDef::BASE
+    },
+];

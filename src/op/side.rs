@@ -1,0 +1,191 @@
+//! The side block: what an operation needs beyond its slot, at a stable address until its final event. Blocks are recycled,
+//! so that a path or a vector costs no allocation in the steady state.
+//!
+//! Reading what a pointer to const names happens here and nowhere else.
+
+use super::Args;
+use crate::engine::buffers::Pool;
+use std::ffi::{CStr, c_char};
+use std::sync::Arc;
+
+/// See the module.
+pub(crate) struct Side {
+    pub path: Vec<u8>,
+    pub path2: Vec<u8>,
+    pub control: Vec<u8>,
+    pub iov: Vec<libc::iovec>,
+    /// Parts of `iov` already moved.
+    pub iov_done: usize,
+    pub msg: libc::msghdr,
+    pub name: libc::sockaddr_storage,
+    pub how: [u64; 8],
+    /// The pool the operation borrows from, with how many of its buffers are out, and the most that may be.
+    pub pool: Option<Arc<Pool>>,
+    pub lent: u32,
+    pub lend_max: u32,
+    /// The op's timeout: for a parked operation, and for the idle limit of a multishot.
+    pub timeout_ns: u64,
+    /// When a pause by the clock ends; 0: none.
+    pub wake_at: u64,
+    /// The next pause of that kind, growing.
+    pub backoff_ns: u64,
+    /// Records of this multishot that wait for reap.
+    pub unreaped: u32,
+    /// The submit this operation was part of, when its order matters, and its place there.
+    pub group: Option<u32>,
+    pub place: u32,
+    /// The thread job that runs it, if one does.
+    pub job: Option<Arc<crate::driver::threads::Job>>,
+}
+
+impl Side {
+    pub fn new() -> Side {
+        Side {
+            path: Vec::new(),
+            path2: Vec::new(),
+            control: Vec::new(),
+            iov: Vec::new(),
+            iov_done: 0,
+            // SAFETY: msghdr and sockaddr_storage are plain C structures for which all-zero bytes are valid values.
+            msg: unsafe { std::mem::zeroed() },
+            // SAFETY: as above.
+            name: unsafe { std::mem::zeroed() },
+            how: [0; 8],
+            pool: None,
+            lent: 0,
+            lend_max: 0,
+            timeout_ns: 0,
+            wake_at: 0,
+            backoff_ns: 0,
+            unreaped: 0,
+            group: None,
+            place: 0,
+            job: None,
+        }
+    }
+
+    /// Makes the block ready for the next operation; the vectors keep their capacity up to a page or so.
+    pub fn reset(&mut self) {
+        for bytes in [&mut self.path, &mut self.path2, &mut self.control] {
+            bytes.clear();
+            bytes.shrink_to(4096);
+        }
+        self.iov.clear();
+        self.iov.shrink_to(64);
+        self.iov_done = 0;
+        self.pool = None;
+        self.lent = 0;
+        self.lend_max = 0;
+        self.timeout_ns = 0;
+        self.wake_at = 0;
+        self.backoff_ns = 0;
+        self.unreaped = 0;
+        self.group = None;
+        self.place = 0;
+        self.job = None;
+    }
+
+    /// Copies a path and returns where the copy is.
+    pub fn keep_path(&mut self, address: u64) -> u64 {
+        keep_string(&mut self.path, address)
+    }
+
+    /// Copies a second path and returns where the copy is.
+    #[allow(dead_code, reason = "for operations with two paths")]
+    pub fn keep_path2(&mut self, address: u64) -> u64 {
+        keep_string(&mut self.path2, address)
+    }
+
+    /// Copies a socket address and returns where the copy is.
+    pub fn keep_name(&mut self, address: u64, len: u64) -> u64 {
+        let len = (len as usize).min(size_of::<libc::sockaddr_storage>());
+        // SAFETY: the program passed `len` readable bytes at `address` (checked: not NULL, at most sockaddr_storage).
+        unsafe {
+            std::ptr::copy_nonoverlapping(address as usize as *const u8, (&raw mut self.name).cast::<u8>(), len);
+        }
+        &raw const self.name as u64
+    }
+
+    /// Copies a vector: `args.addr` and `args.len` name the copy.
+    pub fn keep_vector(&mut self, args: &mut Args) {
+        self.iov.clear();
+        self.iov.extend_from_slice(vector(args.addr, args.len));
+        self.iov_done = 0;
+        args.addr = self.iov.as_ptr() as u64;
+    }
+
+    /// Copies a message header and its vector, and with `outward` also its name and control data.
+    pub fn keep_message(&mut self, args: &mut Args, outward: bool) {
+        // SAFETY: the program passed a readable msghdr (checked: not NULL); reading it is a plain copy.
+        let theirs = unsafe { std::ptr::read_unaligned(args.addr as usize as *const libc::msghdr) };
+        self.msg = theirs;
+        self.iov.clear();
+        self.iov.extend_from_slice(vector(theirs.msg_iov as u64, theirs.msg_iovlen as u64));
+        self.iov_done = 0;
+        self.msg.msg_iov = self.iov.as_mut_ptr();
+        if outward {
+            if !theirs.msg_name.is_null() {
+                self.msg.msg_name = self.keep_name(theirs.msg_name as u64, u64::from(theirs.msg_namelen)) as usize as *mut _;
+            }
+            if !theirs.msg_control.is_null() {
+                self.control.clear();
+                // SAFETY: the program passed msg_controllen readable bytes at msg_control (checked: a bounded length).
+                let control = unsafe {
+                    std::slice::from_raw_parts(theirs.msg_control.cast::<u8>(), theirs.msg_controllen as usize)
+                };
+                self.control.extend_from_slice(control);
+                self.msg.msg_control = self.control.as_mut_ptr().cast();
+            }
+        }
+        args.addr2 = args.addr;
+        args.addr = &raw const self.msg as u64;
+    }
+
+    /// Bytes the vector still names.
+    pub fn vector_left(&self) -> u64 {
+        self.iov[self.iov_done..].iter().map(|part| part.iov_len as u64).sum()
+    }
+
+    /// Drops the first `count` bytes of the vector.
+    pub fn advance_vector(&mut self, mut count: u64) {
+        while count > 0 && self.iov_done < self.iov.len() {
+            let part = &mut self.iov[self.iov_done];
+            if count < part.iov_len as u64 {
+                part.iov_base = part.iov_base.wrapping_byte_add(count as usize);
+                part.iov_len -= count as usize;
+                return;
+            }
+            count -= part.iov_len as u64;
+            self.iov_done += 1;
+        }
+    }
+}
+
+fn keep_string(into: &mut Vec<u8>, address: u64) -> u64 {
+    into.clear();
+    // SAFETY: the program passed a NUL-terminated string (checked: not NULL, shorter than PATH_MAX).
+    into.extend_from_slice(unsafe { CStr::from_ptr(address as usize as *const c_char) }.to_bytes_with_nul());
+    into.as_ptr() as u64
+}
+
+/// The length of the program's string, at most PATH_MAX.
+pub(crate) fn string_len(address: u64) -> usize {
+    // SAFETY: the program passed a NUL-terminated string (checked: not NULL); strnlen stops at PATH_MAX.
+    unsafe { libc::strnlen(address as usize as *const c_char, libc::PATH_MAX as usize) }
+}
+
+/// The program's iovec array.
+pub(crate) fn vector<'a>(address: u64, count: u64) -> &'a [libc::iovec] {
+    if address == 0 || count == 0 {
+        return &[];
+    }
+    // SAFETY: the program passed `count` readable iovecs at `address` (checked: not NULL, at most IOV_MAX); they are only
+    // read while the call that passed them runs.
+    unsafe { std::slice::from_raw_parts(address as usize as *const libc::iovec, count as usize) }
+}
+
+/// The program's message header, copied.
+pub(crate) fn message(address: u64) -> libc::msghdr {
+    // SAFETY: the program passed a readable msghdr (checked: not NULL); reading it is a plain copy.
+    unsafe { std::ptr::read_unaligned(address as usize as *const libc::msghdr) }
+}

@@ -1,0 +1,498 @@
+//! Sockets. The non-blocking forms use MSG_DONTWAIT, so O_NONBLOCK does not matter and is not touched; accept and connect
+//! have no such flag, so on a blocking socket a thread does them once the socket is ready.
+
+use super::*;
+use crate::sys;
+use io_uring::{opcode, types};
+use libc::{msghdr, sockaddr, socklen_t};
+use std::ffi::c_void;
+
+/// Kind of upcall_op_socket().
+pub const UPCALL_OP_SOCKET: upcall_kind = 40;
+/// Kind of upcall_op_bind().
+pub const UPCALL_OP_BIND: upcall_kind = 41;
+/// Kind of upcall_op_listen().
+pub const UPCALL_OP_LISTEN: upcall_kind = 42;
+/// Kind of upcall_op_accept().
+pub const UPCALL_OP_ACCEPT: upcall_kind = 43;
+/// Kind of upcall_op_connect().
+pub const UPCALL_OP_CONNECT: upcall_kind = 44;
+/// Kind of upcall_op_recv().
+pub const UPCALL_OP_RECV: upcall_kind = 45;
+/// Kind of upcall_op_send().
+pub const UPCALL_OP_SEND: upcall_kind = 46;
+/// Kind of upcall_op_recvmsg().
+pub const UPCALL_OP_RECVMSG: upcall_kind = 49;
+/// Kind of upcall_op_sendmsg().
+pub const UPCALL_OP_SENDMSG: upcall_kind = 50;
+/// Kind of upcall_op_shutdown().
+pub const UPCALL_OP_SHUTDOWN: upcall_kind = 51;
+
+/// @brief socket(2): result: a descriptor, close-on-exec. Since 0.1.
+#[unsafe(no_mangle)]
+pub extern "C" fn upcall_op_socket(domain: i32, r#type: i32, protocol: i32) -> upcall_op {
+    upcall_op { fd: domain, arg: r#type as u32, arg2: protocol as u32, ..blank(UPCALL_OP_SOCKET) }
+}
+
+/// @brief bind(2): result 0. `addr` is copied. Since 0.1.
+#[unsafe(no_mangle)]
+pub extern "C" fn upcall_op_bind(fd: i32, addr: *const sockaddr, len: socklen_t) -> upcall_op {
+    upcall_op { fd, addr: addr as u64, len: u64::from(len), ..blank(UPCALL_OP_BIND) }
+}
+
+/// @brief listen(2): result 0. Since 0.1.
+#[unsafe(no_mangle)]
+pub extern "C" fn upcall_op_listen(fd: i32, backlog: i32) -> upcall_op {
+    upcall_op { fd, arg: backlog as u32, ..blank(UPCALL_OP_LISTEN) }
+}
+
+/// @brief accept4(2): result: a descriptor, close-on-exec; `flags`: SOCK_NONBLOCK or 0.
+///
+/// `addr` and `addrlen` may be NULL; they are borrowed until the final event. With UPCALL_MULTISHOT each connection is an
+/// event, `addr` must be NULL, and a shortage (EMFILE, ENFILE, ENOBUFS, ENOMEM) is reported once with UPCALL_MORE, after
+/// which accepting goes on with back-off. On epoll a listener opened with SOCK_NONBLOCK is faster: a blocking one costs a
+/// thread switch per connection. Since 0.1.
+#[unsafe(no_mangle)]
+pub extern "C" fn upcall_op_accept(fd: i32, addr: *mut sockaddr, addrlen: *mut socklen_t, flags: i32) -> upcall_op {
+    upcall_op { fd, addr: addr as u64, addr2: addrlen as u64, arg: flags as u32, ..blank(UPCALL_OP_ACCEPT) }
+}
+
+/// @brief connect(2), as a careful program does it: start, wait for writability, read SO_ERROR. Result: 0 or that error.
+///
+/// `addr` is copied. After a cancelled or timed-out connect the socket's state is undefined: close it. Since 0.1.
+#[unsafe(no_mangle)]
+pub extern "C" fn upcall_op_connect(fd: i32, addr: *const sockaddr, len: socklen_t) -> upcall_op {
+    upcall_op { fd, addr: addr as u64, len: u64::from(len), ..blank(UPCALL_OP_CONNECT) }
+}
+
+/// @brief recv(2): up to `len` bytes, or one datagram, into `buf`.
+///
+/// `buf` is borrowed until the final event; NULL with upcall_op.buffers. `flags`: MSG_PEEK, MSG_TRUNC, MSG_OOB …, not
+/// MSG_DONTWAIT (an operation waits) nor MSG_WAITALL (use UPCALL_FULL). Result: bytes received, 0 at end of stream. With
+/// UPCALL_MULTISHOT and buffers: an event per piece until the end of the stream. Since 0.1.
+#[unsafe(no_mangle)]
+pub extern "C" fn upcall_op_recv(fd: i32, buf: *mut c_void, len: usize, flags: i32) -> upcall_op {
+    upcall_op { fd, addr: buf as u64, len: len as u64, arg: flags as u32, ..blank(UPCALL_OP_RECV) }
+}
+
+/// @brief send(2): up to `len` bytes from `buf`. Never raises SIGPIPE.
+///
+/// `buf` is borrowed until the final event. Result: bytes sent; UPCALL_FULL sends all of them. Since 0.1.
+#[unsafe(no_mangle)]
+pub extern "C" fn upcall_op_send(fd: i32, buf: *const c_void, len: usize, flags: i32) -> upcall_op {
+    upcall_op { fd, addr: buf as u64, len: len as u64, arg: flags as u32, ..blank(UPCALL_OP_SEND) }
+}
+
+/// @brief recvmsg(2): a message with its sender's address and control data.
+///
+/// `msg` and all it names are borrowed until the final event, which sets msg_namelen, msg_controllen and msg_flags.
+/// Result: bytes received. With upcall_op.buffers only msg_namelen and msg_controllen are read, as the room to keep in each
+/// buffer, which then begins with a upcall_msg; the result is the payload's length. Descriptors received in control data
+/// are close-on-exec. Since 0.1.
+#[unsafe(no_mangle)]
+pub extern "C" fn upcall_op_recvmsg(fd: i32, msg: *mut msghdr, flags: i32) -> upcall_op {
+    upcall_op { fd, addr: msg as u64, arg: flags as u32, ..blank(UPCALL_OP_RECVMSG) }
+}
+
+/// @brief sendmsg(2): a message from parts, with an address and control data.
+///
+/// `msg`, its address, vector and control data are copied; the data its vector names is borrowed until the final event.
+/// Result: bytes sent; UPCALL_FULL sends all of them. Since 0.1.
+#[unsafe(no_mangle)]
+pub extern "C" fn upcall_op_sendmsg(fd: i32, msg: *const msghdr, flags: i32) -> upcall_op {
+    upcall_op { fd, addr: msg as u64, arg: flags as u32, ..blank(UPCALL_OP_SENDMSG) }
+}
+
+/// @brief shutdown(2): result 0. `how`: SHUT_RD, SHUT_WR, SHUT_RDWR. Since 0.1.
+#[unsafe(no_mangle)]
+pub extern "C" fn upcall_op_shutdown(fd: i32, how: i32) -> upcall_op {
+    upcall_op { fd, arg: how as u32, ..blank(UPCALL_OP_SHUTDOWN) }
+}
+
+/// @brief The sender's address in a buffer lent by recvmsg; `room` is the header the operation was submitted with.
+#[unsafe(no_mangle)]
+pub extern "C" fn upcall_msg_name(msg: *const upcall_msg, room: *const msghdr) -> *const c_void {
+    let _ = room;
+    msg.wrapping_add(1).cast()
+}
+
+/// @brief The control data in a buffer lent by recvmsg, upcall_msg.controllen bytes.
+#[unsafe(no_mangle)]
+pub extern "C" fn upcall_msg_control(msg: *const upcall_msg, room: *const msghdr) -> *const c_void {
+    if room.is_null() {
+        return std::ptr::null();
+    }
+    upcall_msg_name(msg, room).wrapping_byte_add(side::message(room as u64).msg_namelen as usize)
+}
+
+/// @brief The message in a buffer lent by recvmsg; the event's result is its length in the buffer.
+#[unsafe(no_mangle)]
+pub extern "C" fn upcall_msg_payload(msg: *const upcall_msg, room: *const msghdr) -> *const c_void {
+    if room.is_null() {
+        return std::ptr::null();
+    }
+    upcall_msg_control(msg, room).wrapping_byte_add(side::message(room as u64).msg_controllen as usize)
+}
+
+const NOSIGNAL: u32 = libc::MSG_NOSIGNAL as u32;
+const CLOEXEC: u32 = libc::MSG_CMSG_CLOEXEC as u32;
+
+fn check_accept(op: &upcall_op) -> Checked {
+    if op.arg & !(libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC) as u32 != 0 {
+        return invalid(format!("flags is {:#x}, only SOCK_NONBLOCK and SOCK_CLOEXEC are known", op.arg));
+    }
+    if op.addr != 0 && op.addr2 == 0 {
+        return invalid("addrlen is NULL but addr is not");
+    }
+    if op.flags & UPCALL_MULTISHOT != 0 && (op.addr != 0 || op.addr2 != 0) {
+        return invalid("addr and addrlen must be NULL with UPCALL_MULTISHOT: every connection would write to them");
+    }
+    Ok(())
+}
+
+fn check_transfer(op: &upcall_op) -> Checked {
+    check_message_flags(op)?;
+    check_data(op)
+}
+
+fn check_message(op: &upcall_op) -> Checked {
+    check_message_flags(op)?;
+    if op.addr == 0 {
+        return invalid("msg is NULL");
+    }
+    let msg = side::message(op.addr);
+    if msg.msg_name.is_null() && msg.msg_namelen > 0 && op.buffers.is_null() {
+        return invalid(format!("msg_name is NULL but msg_namelen is {}", msg.msg_namelen));
+    }
+    if msg.msg_namelen as usize > size_of::<libc::sockaddr_storage>() {
+        return invalid(format!("msg_namelen is {}, more than sizeof(struct sockaddr_storage)", msg.msg_namelen));
+    }
+    if msg.msg_control.is_null() && msg.msg_controllen as u64 > 0 && op.buffers.is_null() {
+        return invalid(format!("msg_control is NULL but msg_controllen is {}", msg.msg_controllen));
+    }
+    if msg.msg_controllen as u64 > MAX_CONTROL {
+        return invalid(format!("msg_controllen is {}, more than 1 MiB", msg.msg_controllen));
+    }
+    if op.buffers.is_null() {
+        return check_vector(msg.msg_iov as u64, msg.msg_iovlen as u64);
+    }
+    Ok(())
+}
+
+/// No kernel takes more control data (net.core.optmem_max is 128 KiB by default).
+const MAX_CONTROL: u64 = 1 << 20;
+
+fn accept_flags(args: &Args) -> i32 {
+    args.arg as i32 | libc::SOCK_CLOEXEC
+}
+
+fn call_accept(args: &Args) -> i64 {
+    sys::accept4(args.fd(), args.ptr(), args.ptr2(), accept_flags(args))
+}
+
+/// Ends of accept that concern one connection which is gone again: accept(2) says to try again.
+fn is_lost_connection(result: i64) -> bool {
+    matches!(-result as i32, libc::ECONNABORTED | libc::EPROTO)
+}
+
+fn attempt_accept(args: &mut Args) -> Decision {
+    if !sys::is_nonblocking(args.fd()) {
+        // Only a listening socket may wait; anything else answers its error at once.
+        if !sys::is_listening(args.fd()) {
+            return Decision::Done(call_accept(args));
+        }
+        return match sys::poll_now(args.fd(), libc::POLLIN) {
+            0 => Decision::Wait(libc::POLLIN as u32),
+            _ => Decision::Own,
+        };
+    }
+    loop {
+        let result = call_accept(args);
+        if !is_lost_connection(result) {
+            return unless_again(result, libc::POLLIN);
+        }
+    }
+}
+
+/// io_uring takes a descriptor number before it looks for a connection, so it says EMFILE with nothing to accept (6.18).
+fn amend_accept(args: &mut Args, result: i64) -> Option<Decision> {
+    let shortage = matches!(-result as i32, libc::EMFILE | libc::ENFILE);
+    if shortage && sys::is_listening(args.fd()) && sys::poll_now(args.fd(), libc::POLLIN) == 0 {
+        return Some(Decision::Wait(libc::POLLIN as u32));
+    }
+    is_lost_connection(result).then_some(Decision::Later)
+}
+
+/// `stage` of a connect: it was started, and the socket will tell.
+const CONNECTING: u32 = 1;
+
+fn attempt_connect(args: &mut Args) -> Decision {
+    let fd = args.fd();
+    if args.stage == CONNECTING {
+        return match sys::poll_now(fd, libc::POLLOUT) {
+            0 => Decision::Wait(libc::POLLOUT as u32),
+            _ => Decision::Done(sys::socket_error(fd)),
+        };
+    }
+    if !sys::is_nonblocking(fd) && sys::connect_may_wait(fd) {
+        return Decision::Own;
+    }
+    after_connect(args, sys::connect(fd, args.ptr(), args.len as socklen_t))
+}
+
+fn after_connect(args: &mut Args, result: i64) -> Decision {
+    match -result as i32 {
+        libc::EINPROGRESS => {
+            args.stage = CONNECTING;
+            Decision::Wait(libc::POLLOUT as u32)
+        }
+        // A unix listener's backlog is full: the socket is not connecting, and nothing tells when there is room.
+        libc::EAGAIN => Decision::Later,
+        _ => Decision::Done(result),
+    }
+}
+
+fn block_connect(args: &Args) -> i64 {
+    sys::connect(args.fd(), args.ptr(), args.len as socklen_t)
+}
+
+fn attempt_recv(args: &mut Args) -> Decision {
+    let flags = args.arg as i32 | libc::MSG_DONTWAIT;
+    unless_again(sys::recv(args.fd(), args.ptr(), args.call_len() as usize, flags), libc::POLLIN)
+}
+
+fn lent_recv(args: &Args, buffer: *mut u8, size: u32) -> Decision {
+    let size = if args.len == 0 { size } else { size.min(args.call_len()) };
+    let flags = args.arg as i32 | libc::MSG_DONTWAIT;
+    unless_again(sys::recv(args.fd(), buffer.cast(), size as usize, flags), libc::POLLIN)
+}
+
+fn attempt_send(args: &mut Args) -> Decision {
+    let flags = args.arg as i32 | libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    unless_again(sys::send(args.fd(), args.ptr(), args.call_len() as usize, flags), libc::POLLOUT)
+}
+
+fn attempt_recvmsg(args: &mut Args) -> Decision {
+    let flags = (args.arg | CLOEXEC) as i32 | libc::MSG_DONTWAIT;
+    unless_again(sys::recvmsg(args.fd(), args.ptr(), flags), libc::POLLIN)
+}
+
+fn attempt_sendmsg(args: &mut Args) -> Decision {
+    let flags = (args.arg | NOSIGNAL) as i32 | libc::MSG_DONTWAIT;
+    unless_again(sys::sendmsg(args.fd(), args.ptr(), flags), libc::POLLOUT)
+}
+
+/// The room a lent buffer keeps before the payload: header, name, control data.
+fn room(args: &Args) -> (usize, usize) {
+    let msg = side::message(args.addr);
+    (msg.msg_namelen as usize, msg.msg_controllen as usize)
+}
+
+/// Writes what io_uring's multishot recvmsg writes (struct io_uring_recvmsg_out).
+fn lent_recvmsg(args: &Args, buffer: *mut u8, size: u32) -> Decision {
+    let (name, control) = room(args);
+    let before = size_of::<upcall_msg>() + name + control;
+    if before > size as usize {
+        return Decision::Done(-i64::from(libc::EFAULT));
+    }
+    let at = |offset: usize| buffer.wrapping_add(offset).cast::<c_void>();
+    let mut part = libc::iovec { iov_base: at(before), iov_len: size as usize - before };
+    // SAFETY: msghdr is a plain C structure for which all-zero bytes are a valid value.
+    let mut msg: msghdr = unsafe { std::mem::zeroed() };
+    msg.msg_name = at(size_of::<upcall_msg>());
+    msg.msg_namelen = name as socklen_t;
+    msg.msg_control = at(size_of::<upcall_msg>() + name);
+    msg.msg_controllen = control as _;
+    msg.msg_iov = &mut part;
+    msg.msg_iovlen = 1;
+    let flags = (args.arg | CLOEXEC) as i32 | libc::MSG_DONTWAIT;
+    let result = sys::recvmsg(args.fd(), &mut msg, flags);
+    if result >= 0 {
+        let out = upcall_msg {
+            namelen: msg.msg_namelen,
+            controllen: msg.msg_controllen as u32,
+            payloadlen: result as u32,
+            flags: msg.msg_flags as u32,
+        };
+        // SAFETY: the buffer is the pool's and has room for the header (checked above); it may be unaligned.
+        unsafe { buffer.cast::<upcall_msg>().write_unaligned(out) };
+    }
+    unless_again(result, libc::POLLIN)
+}
+
+/// Gives the program its header's results. Only the first part of a full transfer has a name and control data.
+fn finish_recvmsg(args: &Args, side: &mut Side, result: i64) {
+    if result < 0 || args.addr2 == 0 {
+        return;
+    }
+    let theirs = args.addr2 as usize as *mut msghdr;
+    // SAFETY: the program's header is borrowed until the final event, which has not been delivered.
+    unsafe {
+        (*theirs).msg_namelen = side.msg.msg_namelen;
+        (*theirs).msg_controllen = side.msg.msg_controllen;
+        (*theirs).msg_flags = side.msg.msg_flags;
+    }
+}
+
+pub(super) const OPS: &[OpDef] = &[
+    OpDef {
+        kind: UPCALL_OP_SOCKET,
+        name: "socket",
+        facts: NEW_FD,
+        opcode: Some(opcode::Socket::CODE),
+        ring: Some(|args| {
+            opcode::Socket::new(args.fd(), args.arg as i32 | libc::SOCK_CLOEXEC, args.arg2 as i32).build()
+        }),
+        attempt: Some(|args| {
+            Decision::Done(sys::socket(args.fd(), args.arg as i32 | libc::SOCK_CLOEXEC, args.arg2 as i32))
+        }),
+        ..OpDef::BASE
+    },
+    OpDef {
+        kind: UPCALL_OP_BIND,
+        name: "bind",
+        facts: FD,
+        check: |op| check_address(op.addr, op.len),
+        copy: Some(|args, side, _| args.addr = side.keep_name(args.addr, args.len)),
+        opcode: Some(opcode::Bind::CODE),
+        ring: Some(|args| opcode::Bind::new(types::Fd(args.fd()), args.ptr(), args.len as socklen_t).build()),
+        // A unix socket's bind makes a file; others only take a number.
+        attempt: Some(|args| match sys::address_family(args.ptr(), args.len) {
+            libc::AF_UNIX => Decision::Pool,
+            _ => Decision::Done(sys::bind(args.fd(), args.ptr(), args.len as socklen_t)),
+        }),
+        block: Some(|args| sys::bind(args.fd(), args.ptr(), args.len as socklen_t)),
+        ..OpDef::BASE
+    },
+    OpDef {
+        kind: UPCALL_OP_LISTEN,
+        name: "listen",
+        facts: FD,
+        opcode: Some(opcode::Listen::CODE),
+        ring: Some(|args| opcode::Listen::new(types::Fd(args.fd()), args.arg as i32).build()),
+        attempt: Some(|args| Decision::Done(sys::listen(args.fd(), args.arg as i32))),
+        ..OpDef::BASE
+    },
+    OpDef {
+        kind: UPCALL_OP_ACCEPT,
+        name: "accept",
+        facts: FD | NEW_FD | CAN_MULTI | SHORTAGE,
+        check: check_accept,
+        opcode: Some(opcode::Accept::CODE),
+        ring: Some(|args| {
+            opcode::Accept::new(types::Fd(args.fd()), args.ptr(), args.ptr2()).flags(accept_flags(args)).build()
+        }),
+        ring_multi: Some(|args| opcode::AcceptMulti::new(types::Fd(args.fd())).flags(accept_flags(args)).build()),
+        amend: Some(amend_accept),
+        attempt: Some(attempt_accept),
+        block: Some(|args| loop {
+            let result = call_accept(args);
+            if !is_lost_connection(result) {
+                break result;
+            }
+        }),
+        ..OpDef::BASE
+    },
+    OpDef {
+        kind: UPCALL_OP_CONNECT,
+        name: "connect",
+        facts: FD,
+        check: |op| check_address(op.addr, op.len),
+        copy: Some(|args, side, _| args.addr = side.keep_name(args.addr, args.len)),
+        opcode: Some(opcode::Connect::CODE),
+        ring: Some(|args| opcode::Connect::new(types::Fd(args.fd()), args.ptr(), args.len as socklen_t).build()),
+        // Some 6.x kernels let EINPROGRESS through (liburing issue 841).
+        amend: Some(|args, result| match -result as i32 {
+            libc::EINPROGRESS | libc::EAGAIN => Some(after_connect(args, result)),
+            _ => None,
+        }),
+        attempt: Some(attempt_connect),
+        block: Some(block_connect),
+        ..OpDef::BASE
+    },
+    OpDef {
+        kind: UPCALL_OP_RECV,
+        name: "recv",
+        facts: FD | MOVES | CAN_FULL | CAN_MULTI | CAN_LEND | MULTI_LENDS | INWARD | EMPTY_IS_DONE,
+        check: check_transfer,
+        opcode: Some(opcode::Recv::CODE),
+        ring: Some(|args| {
+            opcode::Recv::new(types::Fd(args.fd()), args.ptr(), args.call_len()).flags(args.arg as i32).build()
+        }),
+        ring_lent: Some(|args, group, multishot| {
+            if multishot {
+                // A multishot takes whole buffers only (the kernel refuses a length).
+                return (args.len == 0)
+                    .then(|| opcode::RecvMulti::new(types::Fd(args.fd()), group).flags(args.arg as i32).build());
+            }
+            let entry = opcode::Recv::new(types::Fd(args.fd()), std::ptr::null_mut(), args.call_len())
+                .flags(args.arg as i32)
+                .buf_group(group)
+                .build();
+            Some(entry.flags(io_uring::squeue::Flags::BUFFER_SELECT))
+        }),
+        attempt: Some(attempt_recv),
+        lent: Some(lent_recv),
+        ..OpDef::BASE
+    },
+    OpDef {
+        kind: UPCALL_OP_SEND,
+        name: "send",
+        facts: FD | MOVES | CAN_FULL,
+        check: check_transfer,
+        opcode: Some(opcode::Send::CODE),
+        ring: Some(|args| {
+            opcode::Send::new(types::Fd(args.fd()), args.ptr(), args.call_len())
+                .flags((args.arg | NOSIGNAL) as i32)
+                .build()
+        }),
+        attempt: Some(attempt_send),
+        ..OpDef::BASE
+    },
+    OpDef {
+        kind: UPCALL_OP_RECVMSG,
+        name: "recvmsg",
+        facts: FD | MOVES | CAN_FULL | CAN_MULTI | CAN_LEND | MULTI_LENDS | INWARD | VECTOR | MESSAGE,
+        check: check_message,
+        copy: Some(|args, side, lends| {
+            if lends {
+                // Only the room to keep is read.
+                side.msg = side::message(args.addr);
+                args.addr = &raw const side.msg as u64;
+            } else {
+                side.keep_message(args, false);
+            }
+        }),
+        opcode: Some(opcode::RecvMsg::CODE),
+        ring: Some(|args| opcode::RecvMsg::new(types::Fd(args.fd()), args.ptr()).flags(args.arg | CLOEXEC).build()),
+        ring_lent: Some(|args, group, multishot| {
+            multishot.then(|| {
+                opcode::RecvMsgMulti::new(types::Fd(args.fd()), args.ptr(), group).flags(args.arg | CLOEXEC).build()
+            })
+        }),
+        attempt: Some(attempt_recvmsg),
+        lent: Some(lent_recvmsg),
+        finish: Some(finish_recvmsg),
+        ..OpDef::BASE
+    },
+    OpDef {
+        kind: UPCALL_OP_SENDMSG,
+        name: "sendmsg",
+        facts: FD | MOVES | CAN_FULL | VECTOR | MESSAGE,
+        check: check_message,
+        copy: Some(|args, side, _| side.keep_message(args, true)),
+        opcode: Some(opcode::SendMsg::CODE),
+        ring: Some(|args| opcode::SendMsg::new(types::Fd(args.fd()), args.ptr()).flags(args.arg | NOSIGNAL).build()),
+        attempt: Some(attempt_sendmsg),
+        ..OpDef::BASE
+    },
+    OpDef {
+        kind: UPCALL_OP_SHUTDOWN,
+        name: "shutdown",
+        facts: FD,
+        opcode: Some(opcode::Shutdown::CODE),
+        ring: Some(|args| opcode::Shutdown::new(types::Fd(args.fd()), args.arg as i32).build()),
+        attempt: Some(|args| Decision::Done(sys::shutdown(args.fd(), args.arg as i32))),
+        ..OpDef::BASE
+    },
+];

@@ -1,0 +1,51 @@
+//! `include/upcall.h` equals what cbindgen makes of the sources. `UPCALL_BLESS=1 cargo test --test header` rewrites it, and
+//! the list of exported symbols with it.
+
+use std::{collections::BTreeSet, env, fs, path::Path};
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn generated() -> String {
+    let config = cbindgen::Config::from_file(root().join("cbindgen.toml")).expect("cbindgen.toml");
+    let mut bytes = Vec::new();
+    cbindgen::Builder::new()
+        .with_crate(root())
+        .with_config(config)
+        .with_parse_deps(false)
+        .generate()
+        .expect("cbindgen reads the sources")
+        .write(&mut bytes);
+    String::from_utf8(bytes).expect("a header is text")
+}
+
+fn compare(path: &str, wanted: &str) {
+    let path = root().join(path);
+    if env::var_os("UPCALL_BLESS").is_some() {
+        fs::write(&path, wanted).expect("the file can be written");
+    }
+    let found = fs::read_to_string(&path).unwrap_or_default();
+    assert!(found == wanted, "{} is out of date: run UPCALL_BLESS=1 cargo test --test header", path.display());
+}
+
+#[test]
+fn the_checked_in_header_equals_the_generated_one() {
+    compare("include/upcall.h", &generated());
+}
+
+/// The public functions, from the header: what the shared library must export, no more and no less.
+#[test]
+fn the_symbol_list_equals_the_headers_functions() {
+    let header = generated();
+    let names: BTreeSet<&str> = header
+        .lines()
+        .filter(|line| !line.starts_with([' ', '*', '/', '#', '}']) && !line.starts_with("typedef"))
+        .filter_map(|line| line.split_once('(').map(|(before, _)| before))
+        .filter_map(|before| before.rsplit([' ', '*']).next())
+        .filter(|name| name.starts_with("upcall_"))
+        .collect();
+    assert!(names.contains("upcall_submit") && names.contains("upcall_op_read"));
+    let list: String = names.iter().flat_map(|name| [*name, "\n"]).collect();
+    compare("tests/symbols.txt", &list);
+}
