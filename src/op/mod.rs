@@ -134,6 +134,10 @@ pub(crate) const COMPUTE: Facts = 1 << 15;
 pub(crate) const SHORTAGE: Facts = 1 << 16;
 /// A multishot of it needs `op.buffers`.
 pub(crate) const MULTI_LENDS: Facts = 1 << 17;
+/// A multishot of it that goes on waits for the next arrival; its level was reported.
+pub(crate) const EDGE: Facts = 1 << 19;
+/// May hold one of the kernel's workers without limit.
+pub(crate) const HOLDS_WORKER: Facts = 1 << 20;
 /// A write whose reader may be gone: the ring would raise SIGPIPE.
 pub(crate) const PIPE_SIGNAL: Facts = 1 << 18;
 
@@ -209,6 +213,9 @@ pub(crate) fn invalid(text: impl Into<Cow<'static, str>>) -> Checked {
 pub(crate) fn refuse(error: i32, text: impl Into<Cow<'static, str>>) -> Checked {
     Err(Refusal { error, text: text.into() })
 }
+
+/// The sleep whose argument is a point in time.
+pub(crate) const SLEEP_UNTIL: u8 = time::UPCALL_OP_SLEEP_UNTIL as u8;
 
 /// How many kinds the table has room for; kinds are below it.
 pub(crate) const KINDS: usize = 96;

@@ -71,7 +71,7 @@ pub(super) const OPS: &[OpDef] = &[
     OpDef {
         kind: UPCALL_OP_OPEN,
         name: "open",
-        facts: DIRFD | NEW_FD,
+        facts: DIRFD | NEW_FD | HOLDS_WORKER,
         check: |op| check_path(op.addr, "path"),
         copy: Some(|args, side, _| args.addr = side.keep_path(args.addr)),
         opcode: Some(opcode::OpenAt::CODE),

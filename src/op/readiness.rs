@@ -28,6 +28,9 @@ pub extern "C" fn upcall_op_poll(fd: i32, events: u32) -> upcall_op {
 /// What poll(2) can be asked for; anything else has another meaning to epoll or io_uring (EPOLLET, EPOLLEXCLUSIVE …).
 const EVENTS: u32 = 0x3fff;
 
+/// `stage` of a poll: its level was reported.
+const REPORTED: u32 = 1;
+
 fn check_poll(op: &upcall_op) -> Checked {
     if op.arg & !EVENTS != 0 {
         return invalid(format!("events is {:#x}, poll(2) events are below 0x4000", op.arg));
@@ -39,7 +42,10 @@ fn attempt_poll(args: &mut Args) -> Decision {
     match sys::poll_now(args.fd(), args.arg as i16) {
         0 => Decision::Wait(args.arg),
         seen if seen & libc::POLLNVAL != 0 => Decision::Done(-i64::from(libc::EBADF)),
-        seen => Decision::Done(i64::from(seen)),
+        seen => {
+            args.stage = REPORTED;
+            Decision::Done(i64::from(seen))
+        }
     }
 }
 
@@ -55,7 +61,7 @@ pub(super) const OPS: &[OpDef] = &[
     OpDef {
         kind: UPCALL_OP_POLL,
         name: "poll",
-        facts: FD | CAN_MULTI,
+        facts: FD | CAN_MULTI | EDGE,
         check: check_poll,
         opcode: Some(opcode::PollAdd::CODE),
         ring: Some(|args| opcode::PollAdd::new(types::Fd(args.fd()), args.arg).build()),

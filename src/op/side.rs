@@ -4,6 +4,7 @@
 //! Reading what a pointer to const names happens here and nowhere else.
 
 use super::Args;
+use crate::driver::threads::JobCell;
 use crate::engine::buffers::Pool;
 use std::ffi::{CStr, c_char};
 use std::sync::Arc;
@@ -18,24 +19,29 @@ pub(crate) struct Side {
     pub iov_done: usize,
     pub msg: libc::msghdr,
     pub name: libc::sockaddr_storage,
-    pub how: [u64; 8],
     /// The pool the operation borrows from, with how many of its buffers are out, and the most that may be.
     pub pool: Option<Arc<Pool>>,
     pub lent: u32,
     pub lend_max: u32,
     /// The op's timeout: for a parked operation, and for the idle limit of a multishot.
     pub timeout_ns: u64,
+    /// The operation's deadline, where the timer may be armed for something else; 0: see the slot.
+    pub deadline_at: u64,
     /// When a pause by the clock ends; 0: none.
     pub wake_at: u64,
     /// The next pause of that kind, growing.
     pub backoff_ns: u64,
+    /// Counts as started at its descriptor's own position.
+    pub holds_cursor: bool,
+    /// In its pool's queue for a buffer.
+    pub starved: bool,
     /// Records of this multishot that wait for reap.
     pub unreaped: u32,
     /// The submit this operation was part of, when its order matters, and its place there.
     pub group: Option<u32>,
     pub place: u32,
-    /// The thread job that runs it, if one does.
-    pub job: Option<Arc<crate::driver::threads::Job>>,
+    /// The thread job that runs it, if one ever did; kept for the next operation.
+    pub job: Option<JobCell>,
 }
 
 impl Side {
@@ -50,13 +56,15 @@ impl Side {
             msg: unsafe { std::mem::zeroed() },
             // SAFETY: as above.
             name: unsafe { std::mem::zeroed() },
-            how: [0; 8],
             pool: None,
             lent: 0,
             lend_max: 0,
             timeout_ns: 0,
+            deadline_at: 0,
             wake_at: 0,
             backoff_ns: 0,
+            holds_cursor: false,
+            starved: false,
             unreaped: 0,
             group: None,
             place: 0,
@@ -77,12 +85,14 @@ impl Side {
         self.lent = 0;
         self.lend_max = 0;
         self.timeout_ns = 0;
+        self.deadline_at = 0;
         self.wake_at = 0;
         self.backoff_ns = 0;
+        self.holds_cursor = false;
+        self.starved = false;
         self.unreaped = 0;
         self.group = None;
         self.place = 0;
-        self.job = None;
     }
 
     /// Copies a path and returns where the copy is.

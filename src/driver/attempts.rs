@@ -1,0 +1,197 @@
+//! The way of an operation that the ring does not do: its non-blocking form is attempted, and the answer is done, wait for
+//! readiness, or a thread. Both drivers use it; they differ in how readiness is waited for.
+
+use super::threads::{JobCell, Lane, Threads};
+use super::{Cancel, Outcome};
+use crate::engine::core::Core;
+use crate::engine::slot::{bits, rung};
+use crate::op::{self, Decision};
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+/// See the module.
+pub(crate) struct Attempts {
+    queue: VecDeque<u64>,
+    /// Attempts that were queued when the turn ended; later ones belong to the next turn.
+    budget: usize,
+    pub threads: Threads,
+}
+
+/// What an attempt led to.
+pub(crate) enum Step {
+    Out(Outcome),
+    /// Wait for one of these poll(2) events, then attempt again.
+    Wait(u32),
+    /// A thread has it.
+    Handed,
+}
+
+impl Attempts {
+    pub fn new(threads: Threads) -> Attempts {
+        Attempts { queue: VecDeque::new(), budget: 0, threads }
+    }
+
+    /// Queues an operation for its next attempt.
+    pub fn push(&mut self, core: &mut Core, index: u32) {
+        let slot = &mut core.slots[index];
+        slot.rung = rung::QUEUED;
+        self.queue.push_back(slot.id());
+    }
+
+    pub fn has_work(&self) -> bool {
+        !self.queue.is_empty() || self.threads.has_finished()
+    }
+
+    /// The turn has ended: what is queued now may be attempted.
+    pub fn open_turn(&mut self) {
+        self.budget = self.queue.len();
+    }
+
+    /// The next operation to attempt in this turn.
+    pub fn pop(&mut self, core: &Core) -> Option<u32> {
+        while self.budget > 0 {
+            self.budget -= 1;
+            let id = self.queue.pop_front()?;
+            // One that was cancelled meanwhile has left a stale entry.
+            if let Some(index) = core.slots.find(id).filter(|&index| core.slots[index].rung == rung::QUEUED) {
+                return Some(index);
+            }
+        }
+        None
+    }
+
+    /// Attempts an operation.
+    pub fn attempt(&mut self, core: &mut Core, index: u32) -> Step {
+        let def = core.def(index);
+        let pool = core.side_of(index).and_then(|side| side.pool.as_ref().map(Arc::as_ptr));
+        let mut buffer = None;
+        let decision = match pool {
+            None => match def.attempt {
+                Some(attempt) => attempt(&mut core.slots[index].args),
+                None => Decision::Pool,
+            },
+            Some(pool) => {
+                // SAFETY: the side block holds the pool until the operation has ended.
+                let pool = unsafe { &*pool };
+                let Some(number) = pool.inner().free.pop() else {
+                    return Step::Out(Outcome::done(index, -i64::from(libc::ENOBUFS)));
+                };
+                buffer = Some(number);
+                let decision = match def.lent {
+                    Some(lent) => lent(&core.slots[index].args, pool.address(number), pool.size),
+                    None => Decision::Done(-i64::from(libc::EOPNOTSUPP)),
+                };
+                if matches!(decision, Decision::Wait(_) | Decision::Later) {
+                    pool.inner().free.push(number);
+                    buffer = None;
+                }
+                decision
+            }
+        };
+        self.decide(core, index, decision, buffer)
+    }
+
+    /// Acts on a decision.
+    pub fn decide(&mut self, core: &mut Core, index: u32, decision: Decision, buffer: Option<u32>) -> Step {
+        match decision {
+            Decision::Done(result) => Step::Out(Outcome { buffer, ..Outcome::done(index, result) }),
+            Decision::Wait(events) => Step::Wait(events),
+            Decision::Later => Step::Out(Outcome::later(index)),
+            Decision::Pool | Decision::Own => self.hand_over(core, index, decision == Decision::Own, buffer),
+        }
+    }
+
+    fn hand_over(&mut self, core: &mut Core, index: u32, own: bool, buffer: Option<u32>) -> Step {
+        let def = core.def(index);
+        let Some(block) = def.block else {
+            return Step::Out(Outcome { buffer, ..Outcome::done(index, -i64::from(libc::EOPNOTSUPP)) });
+        };
+        let mut args = core.slots[index].args.copy();
+        let id = core.slots[index].id();
+        let side = core.side(index);
+        if let (Some(number), Some(pool)) = (buffer, &side.pool) {
+            args.addr = pool.address(number) as u64;
+            args.len = if args.len == 0 { u64::from(pool.size) } else { args.len.min(u64::from(pool.size)) };
+        }
+        let job = side.job.get_or_insert_with(JobCell::new).get();
+        let lane = match own {
+            true => Lane::Own,
+            false if def.is(op::COMPUTE) => Lane::Compute,
+            false => Lane::Pool,
+        };
+        if self.threads.start(job, lane, id, block, args, buffer) {
+            core.slots[index].rung = if own { rung::OWN } else { rung::POOL };
+            return Step::Handed;
+        }
+        // No thread can be had (RLIMIT_NPROC, a pids cgroup). What ends by itself is done here: slow, but nothing is lost.
+        // What may wait without limit is tried again later.
+        if own {
+            if let (Some(number), Some(pool)) = (buffer, &core.side(index).pool) {
+                pool.inner().free.push(number);
+            }
+            return Step::Out(Outcome::later(index));
+        }
+        let args = core.slots[index].args.copy();
+        core.slots[index].rung = rung::POOL;
+        Step::Out(Outcome { buffer, ..Outcome::done(index, block(&args)) })
+    }
+
+    /// The next operation that a thread has finished.
+    pub fn collect(&mut self, core: &mut Core) -> Option<Outcome> {
+        while self.threads.has_finished() {
+            let finished = self.threads.collect()?;
+            if let Some(index) = core.slots.find(finished.id) {
+                return Some(Outcome { buffer: finished.buffer, ..Outcome::done(index, finished.result) });
+            }
+        }
+        None
+    }
+
+    /// Asks an operation in the queue or on a thread to end.
+    pub fn cancel(&mut self, core: &mut Core, index: u32) -> Cancel {
+        if matches!(core.slots[index].rung, rung::POOL | rung::OWN)
+            && let Some(side) = core.side_of(index)
+            && let Some(job) = side.job.as_ref().map(JobCell::get)
+        {
+            let Some(buffer) = self.threads.cancel(job) else { return Cancel::Asked };
+            if let (Some(number), Some(pool)) = (buffer, &side.pool) {
+                pool.inner().free.push(number);
+            }
+        }
+        core.slots[index].rung = rung::IDLE;
+        Cancel::Gone
+    }
+
+    /// Cancels and waits for everything on threads; what they result in is dropped, descriptors closed.
+    pub fn quiesce(&mut self, core: &mut Core) {
+        for index in 0..core.slots.table().committed() {
+            if matches!(core.slots[index].rung, rung::POOL | rung::OWN) {
+                let _ = self.cancel(core, index);
+            }
+        }
+        while self.threads.active > 0 {
+            let Some(outcome) = self.collect(core) else {
+                std::thread::sleep(std::time::Duration::from_millis(1));
+                for index in 0..core.slots.table().committed() {
+                    if core.slots[index].rung == rung::OWN {
+                        let _ = self.cancel(core, index);
+                    }
+                }
+                continue;
+            };
+            drop_result(core, &outcome);
+        }
+        self.threads.end();
+    }
+}
+
+/// An outcome nobody will be told of: its descriptor is closed, its operation marked.
+pub(crate) fn drop_result(core: &mut Core, outcome: &Outcome) {
+    if core.def(outcome.index).is(op::NEW_FD) && outcome.result >= 0 {
+        crate::sys::close(outcome.result as i32);
+    }
+    if !outcome.more {
+        core.slots[outcome.index].rung = rung::IDLE;
+        core.slots[outcome.index].bits |= bits::ORPHAN;
+    }
+}

@@ -1,0 +1,100 @@
+//! How an operation meets the kernel. A driver knows slots and outcomes; it knows no callbacks, users, chains or deadlines.
+//!
+//! One turn: [`Driver::turn`] hands over what was started and waits; [`Driver::next`] then yields outcomes one by one, so
+//! that each is delivered before the next is made.
+
+pub(crate) mod attempts;
+pub(crate) mod epoll;
+pub(crate) mod threads;
+pub(crate) mod uring;
+
+use crate::engine::buffers::Pool;
+use crate::engine::core::Core;
+use std::sync::Arc;
+
+/// What became of an operation, or of one event of it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Outcome {
+    pub index: u32,
+    pub result: i64,
+    /// The driver keeps the operation going: more outcomes follow.
+    pub more: bool,
+    /// Nothing was done; start it again after a pause.
+    pub later: bool,
+    /// The pool's buffer that holds the data.
+    pub buffer: Option<u32>,
+}
+
+impl Outcome {
+    #[inline(always)]
+    pub fn done(index: u32, result: i64) -> Outcome {
+        Outcome { index, result, more: false, later: false, buffer: None }
+    }
+
+    pub fn later(index: u32) -> Outcome {
+        Outcome { later: true, ..Outcome::done(index, 0) }
+    }
+}
+
+/// How long a turn may wait.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Until {
+    /// Not at all.
+    Now,
+    /// Until CLOCK_MONOTONIC shows this.
+    Time(u64),
+    /// Until something happens.
+    Forever,
+}
+
+/// What a cancel did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Cancel {
+    /// The driver has let go of the operation, which had not begun: no outcome follows.
+    Gone,
+    /// An outcome follows.
+    Asked,
+}
+
+/// The contract of a backend.
+pub(crate) trait Driver {
+    /// The owner thread has been decided: it is the calling one.
+    fn adopt(&mut self, core: &mut Core) -> Result<(), i32>;
+    /// The owner gives the loop up; nothing is in flight.
+    fn release(&mut self, core: &mut Core) -> Result<(), i32>;
+    /// Begins an operation, or goes on with one whose outcome asked for it. No outcome is made inside.
+    fn start(&mut self, core: &mut Core, index: u32);
+    /// Begins an operation by attempts, not natively: after a native answer that is not to be believed.
+    fn start_by_attempt(&mut self, core: &mut Core, index: u32);
+    /// Asks a started operation to end.
+    fn cancel(&mut self, core: &mut Core, index: u32) -> Cancel;
+    /// A native refusal turned out to be a lack of support: this kind is done by attempts from now on.
+    fn lower(&mut self, core: &Core, index: u32);
+    /// Whether anything can be done without waiting.
+    fn has_work(&self) -> bool;
+    /// Whether a turn that does not wait would find anything; what was started is handed over.
+    fn has_leftovers(&mut self) -> bool;
+    /// Hands over what was started and waits. -EINTR when a signal ended the wait.
+    fn turn(&mut self, core: &mut Core, until: Until) -> Result<(), i32>;
+    /// The next outcome that was there when the turn ended.
+    fn next(&mut self, core: &mut Core) -> Option<Outcome>;
+    /// The loop will be waited for from outside: nothing may be left half-known.
+    fn prepare_embedded_sleep(&mut self, core: &mut Core);
+    /// A descriptor that becomes readable when outcomes may be had. Owner thread, or no owner yet.
+    fn embed(&mut self) -> Result<i32, i32>;
+    /// Lets the kernel pick from this pool, if it can.
+    fn offer_pool(&mut self, core: &mut Core, pool: &Arc<Pool>);
+    /// A buffer of the kernel's set came back.
+    fn refill(&mut self, pool: &Pool, number: u32);
+    /// Forgets a pool that nobody uses.
+    fn forget_pool(&mut self, pool: &Pool);
+    /// How a kind is done: a UPCALL_ constant.
+    fn supports(&self, kind: u32) -> i32;
+    /// Ends everything the kernel and the threads do for this loop, and waits for that. Afterwards nothing touches any
+    /// operation's memory. On the owner thread.
+    fn quiesce(&mut self, core: &mut Core);
+    /// As [`Driver::quiesce`], for what does not need the owner thread: the threads.
+    fn quiesce_threads(&mut self, core: &mut Core);
+    /// In a forked child: closes this process's copies of the descriptors and touches nothing else.
+    fn abandon(&mut self);
+}

@@ -1,0 +1,383 @@
+//! Threads for what would block: a bounded pool for work that ends by itself, and threads of their own for calls that may
+//! wait without limit. Both report back through one lock-free list and wake the loop.
+//!
+//! A job is a cell at a stable address with one deciding word: QUEUED → RUNNING is the worker's compare-and-swap, QUEUED →
+//! DROPPED the owner's; the loser stands down. The worker writes the result, then publishes the job, then never touches it
+//! again.
+
+use crate::engine::shared::Shared;
+use crate::op::Args;
+use crate::sys;
+use std::cell::UnsafeCell;
+use std::collections::VecDeque;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64, AtomicPtr, AtomicU8, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+const IDLE: u8 = 0;
+const QUEUED: u8 = 1;
+const RUNNING: u8 = 2;
+const DONE: u8 = 3;
+const DROPPED: u8 = 4;
+
+/// One call to make on a thread. It belongs to an operation's side block and is used again and again.
+pub(crate) struct Job {
+    state: AtomicU8,
+    /// Asked to end early: threads of their own look at it when they are interrupted.
+    cancelled: AtomicBool,
+    thread: AtomicI32,
+    result: AtomicI64,
+    next: AtomicPtr<Job>,
+    call: UnsafeCell<Call>,
+}
+
+struct Call {
+    id: u64,
+    block: fn(&Args) -> i64,
+    args: Option<Args>,
+    /// The lent buffer the call fills, if any.
+    buffer: Option<u32>,
+}
+
+// SAFETY: `call` is written by the owner before the job is queued, read by the one worker that won it, and read by the owner
+// after the worker published it; the queues' locks and the done list order these.
+unsafe impl Send for Job {}
+// SAFETY: as above.
+unsafe impl Sync for Job {}
+
+impl Job {
+    pub fn new() -> Job {
+        let call = Call { id: 0, block: |_| 0, args: None, buffer: None };
+        Job {
+            state: AtomicU8::new(IDLE),
+            cancelled: AtomicBool::new(false),
+            thread: AtomicI32::new(0),
+            result: AtomicI64::new(0),
+            next: AtomicPtr::new(std::ptr::null_mut()),
+            call: UnsafeCell::new(call),
+        }
+    }
+}
+
+/// A job's address, which does not change while its side block lives.
+pub(crate) struct JobCell(NonNull<Job>);
+
+impl JobCell {
+    pub fn new() -> JobCell {
+        JobCell(NonNull::from(Box::leak(Box::new(Job::new()))))
+    }
+
+    /// The job, with a life of its own: side blocks outlast the threads.
+    pub fn get<'a>(&self) -> &'a Job {
+        // SAFETY: allocated by `new`, freed by `drop`; the driver ends the threads before the side blocks go.
+        unsafe { self.0.as_ref() }
+    }
+}
+
+impl Drop for JobCell {
+    fn drop(&mut self) {
+        // SAFETY: allocated by `new`; no thread has it any more (see `get`).
+        drop(unsafe { Box::from_raw(self.0.as_ptr()) });
+    }
+}
+
+/// A finished job, as the owner sees it.
+pub(crate) struct Finished {
+    pub id: u64,
+    pub result: i64,
+    pub buffer: Option<u32>,
+}
+
+/// Which queue a job goes to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lane {
+    /// Ends in bounded time.
+    Pool,
+    /// A computation: never takes the last pool thread.
+    Compute,
+    /// May wait without limit.
+    Own,
+}
+
+#[derive(Default)]
+struct Queues {
+    pool: VecDeque<JobRef>,
+    compute: VecDeque<JobRef>,
+    own: VecDeque<JobRef>,
+    pool_threads: usize,
+    pool_idle: usize,
+    own_idle: usize,
+    computing: usize,
+    ending: bool,
+    handles: Vec<JoinHandle<()>>,
+}
+
+/// Jobs live in side blocks that outlast the threads.
+#[derive(Clone, Copy)]
+struct JobRef(NonNull<Job>);
+// SAFETY: see Job.
+unsafe impl Send for JobRef {}
+
+struct Crew {
+    queues: Mutex<Queues>,
+    pool_bell: Condvar,
+    own_bell: Condvar,
+    done: AtomicPtr<Job>,
+    workers: usize,
+    shared: Arc<Shared>,
+}
+
+/// See the module.
+pub(crate) struct Threads {
+    crew: Arc<Crew>,
+    /// The done list, in the order of completion.
+    finished: Vec<JobRef>,
+    /// Jobs queued or running.
+    pub active: usize,
+}
+
+/// A pool thread with nothing to do ends after so long.
+const IDLE_EXIT: Duration = Duration::from_secs(10);
+
+impl Threads {
+    pub fn new(shared: Arc<Shared>, workers: u32) -> Threads {
+        let crew = Crew {
+            queues: Mutex::new(Queues::default()),
+            pool_bell: Condvar::new(),
+            own_bell: Condvar::new(),
+            done: AtomicPtr::new(std::ptr::null_mut()),
+            workers: workers.max(2) as usize,
+            shared,
+        };
+        Threads { crew: Arc::new(crew), finished: Vec::new(), active: 0 }
+    }
+
+    /// Queues a call. False: no thread could be had, and nothing was done.
+    pub fn start(&mut self, job: &Job, lane: Lane, id: u64, block: fn(&Args) -> i64, args: Args, buffer: Option<u32>) -> bool {
+        // SAFETY: the job is idle: no worker has it (its last run was collected or dropped).
+        unsafe { *job.call.get() = Call { id, block, args: Some(args), buffer } };
+        job.cancelled.store(false, Ordering::Relaxed);
+        job.thread.store(0, Ordering::Relaxed);
+        job.state.store(QUEUED, Ordering::Release);
+        let crew = &self.crew;
+        let mut queues = crew.lock();
+        let entry = JobRef(NonNull::from(job));
+        let ready = match lane {
+            Lane::Own => {
+                queues.own.push_back(entry);
+                queues.own.len() <= queues.own_idle || crew.spawn(&mut queues, true)
+            }
+            _ => {
+                if lane == Lane::Pool { queues.pool.push_back(entry) } else { queues.compute.push_back(entry) }
+                let waiting = queues.pool.len() + queues.compute.len();
+                let enough = waiting <= queues.pool_idle || queues.pool_threads >= crew.workers;
+                enough || crew.spawn(&mut queues, false) || queues.pool_threads > 0
+            }
+        };
+        if ready {
+            self.active += 1;
+            drop(queues);
+            if lane == Lane::Own { crew.own_bell.notify_one() } else { crew.pool_bell.notify_one() }
+            return true;
+        }
+        match lane {
+            Lane::Own => queues.own.pop_back(),
+            Lane::Pool => queues.pool.pop_back(),
+            Lane::Compute => queues.compute.pop_back(),
+        };
+        job.state.store(IDLE, Ordering::Relaxed);
+        false
+    }
+
+    /// Asks a job to end. `Some`: it had not begun and never will; inside, the lent buffer it was to fill. `None`: it runs,
+    /// and was interrupted if it may be; that may have been just before its system call, so this is repeated until it ends.
+    pub fn cancel(&mut self, job: &Job) -> Option<Option<u32>> {
+        if job.state.compare_exchange(QUEUED, DROPPED, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+            self.active -= 1;
+            // SAFETY: dropped before a worker won it, so the owner alone has it.
+            return Some(unsafe { &*job.call.get() }.buffer);
+        }
+        job.cancelled.store(true, Ordering::SeqCst);
+        if job.state.load(Ordering::Acquire) == RUNNING {
+            sys::thread::interrupt(job.thread.load(Ordering::SeqCst));
+        }
+        None
+    }
+
+    /// Whether any job has finished.
+    #[inline(always)]
+    pub fn has_finished(&self) -> bool {
+        !self.finished.is_empty() || !self.crew.done.load(Ordering::Relaxed).is_null()
+    }
+
+    /// The next finished job.
+    pub fn collect(&mut self) -> Option<Finished> {
+        if self.finished.is_empty() {
+            let mut at = self.crew.done.swap(std::ptr::null_mut(), Ordering::AcqRel);
+            // The list is last in, first out; popping from the end of the vector turns it around.
+            while let Some(job) = NonNull::new(at) {
+                self.finished.push(JobRef(job));
+                // SAFETY: a published job; its worker does not touch it any more.
+                at = unsafe { job.as_ref() }.next.load(Ordering::Relaxed);
+            }
+        }
+        let job = self.finished.pop()?;
+        self.active -= 1;
+        // SAFETY: as above; the owner alone has it now.
+        let (job, call) = unsafe { (job.0.as_ref(), &mut *job.0.as_ref().call.get()) };
+        call.args = None;
+        let finished = Finished { id: call.id, result: job.result.load(Ordering::Relaxed), buffer: call.buffer };
+        job.state.store(IDLE, Ordering::Relaxed);
+        Some(finished)
+    }
+
+    /// Ends all threads. Jobs must have been collected or cancelled; running ones are waited for.
+    pub fn end(&mut self) {
+        let mut queues = self.crew.lock();
+        queues.ending = true;
+        let handles = std::mem::take(&mut queues.handles);
+        drop(queues);
+        self.crew.pool_bell.notify_all();
+        self.crew.own_bell.notify_all();
+        for handle in handles {
+            let _ = handle.join();
+        }
+        self.crew.lock().ending = false;
+    }
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+impl Crew {
+    fn lock(&self) -> MutexGuard<'_, Queues> {
+        self.queues.lock().unwrap_or_else(|poison| poison.into_inner())
+    }
+
+    /// Starts a thread with every signal blocked from its first instruction on.
+    fn spawn(self: &Arc<Self>, queues: &mut Queues, own: bool) -> bool {
+        for position in (0..queues.handles.len()).rev() {
+            if queues.handles[position].is_finished() {
+                let _ = queues.handles.swap_remove(position).join();
+            }
+        }
+        let crew = self.clone();
+        let interruptible = own.then(sys::thread::interrupt_signal).filter(|&signal| signal != 0);
+        let run = move || {
+            sys::thread::block_signals(interruptible);
+            if own { crew.serve_own() } else { crew.serve_pool() }
+        };
+        let name = if own { "upcall-wait" } else { "upcall-pool" };
+        let spawned =
+            sys::thread::with_signals_blocked(|| std::thread::Builder::new().name(name.to_owned()).spawn(run));
+        match spawned {
+            Ok(handle) => {
+                queues.handles.push(handle);
+                if !own {
+                    queues.pool_threads += 1;
+                }
+                true
+            }
+            Err(_) => false,
+        }
+    }
+
+    fn serve_pool(&self) {
+        let mut queues = self.lock();
+        loop {
+            // Files first; computations never take the last thread.
+            let may_compute = queues.computing + 1 < self.workers;
+            let compute = queues.pool.is_empty() && may_compute;
+            let job = if compute { queues.compute.pop_front() } else { queues.pool.pop_front() };
+            if let Some(job) = job {
+                queues.computing += usize::from(compute);
+                drop(queues);
+                self.run(job);
+                queues = self.lock();
+                if compute {
+                    queues.computing -= 1;
+                    if !queues.compute.is_empty() {
+                        self.pool_bell.notify_one();
+                    }
+                }
+                continue;
+            }
+            if queues.ending {
+                break;
+            }
+            queues.pool_idle += 1;
+            let (woken, timeout) =
+                self.pool_bell.wait_timeout(queues, IDLE_EXIT).unwrap_or_else(|poison| poison.into_inner());
+            queues = woken;
+            queues.pool_idle -= 1;
+            if timeout.timed_out() && queues.pool.is_empty() && (queues.compute.is_empty() || queues.pool_threads > 1) {
+                break;
+            }
+        }
+        queues.pool_threads -= 1;
+    }
+
+    fn serve_own(&self) {
+        let mut queues = self.lock();
+        loop {
+            if let Some(job) = queues.own.pop_front() {
+                drop(queues);
+                self.run(job);
+                queues = self.lock();
+                continue;
+            }
+            if queues.ending {
+                break;
+            }
+            queues.own_idle += 1;
+            let (woken, timeout) =
+                self.own_bell.wait_timeout(queues, IDLE_EXIT).unwrap_or_else(|poison| poison.into_inner());
+            queues = woken;
+            queues.own_idle -= 1;
+            if timeout.timed_out() && queues.own.is_empty() {
+                break;
+            }
+        }
+    }
+
+    fn run(&self, job: JobRef) {
+        // SAFETY: jobs outlast the threads.
+        let job = unsafe { job.0.as_ref() };
+        if job.state.compare_exchange(QUEUED, RUNNING, Ordering::AcqRel, Ordering::Acquire).is_err() {
+            return;
+        }
+        job.thread.store(sys::thread::id(), Ordering::SeqCst);
+        // SAFETY: this worker won the job; the owner wrote the call before it queued it.
+        let call = unsafe { &*job.call.get() };
+        let result = match &call.args {
+            None => -i64::from(libc::ECANCELED),
+            Some(args) => loop {
+                if job.cancelled.load(Ordering::SeqCst) {
+                    break -i64::from(libc::ECANCELED);
+                }
+                match (call.block)(args) {
+                    again if again == -i64::from(libc::EINTR) => continue,
+                    result => break result,
+                }
+            },
+        };
+        job.result.store(result, Ordering::Relaxed);
+        job.state.store(DONE, Ordering::Release);
+        // Published: nothing of the job is touched after this.
+        let at: *mut Job = std::ptr::from_ref(job).cast_mut();
+        let mut head = self.done.load(Ordering::Relaxed);
+        loop {
+            job.next.store(head, Ordering::Relaxed);
+            match self.done.compare_exchange_weak(head, at, Ordering::AcqRel, Ordering::Relaxed) {
+                Ok(_) => break,
+                Err(now) => head = now,
+            }
+        }
+        self.shared.wake();
+    }
+}

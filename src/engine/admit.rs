@@ -1,0 +1,483 @@
+//! From a descriptor to a started operation, and how one is asked to end.
+
+use super::shared::Submission;
+use super::slot::{NONE, State, bits};
+use super::{Engine, Steps};
+use crate::abi::*;
+use crate::driver::{Cancel, Driver};
+use crate::engine::check;
+use crate::engine::descriptors::Descriptors;
+use crate::op::side::Side;
+use crate::op::{self, Args, OpDef, Refusal};
+use crate::sys;
+use std::mem::MaybeUninit;
+use std::sync::Arc;
+
+/// An operation that was asked to end and is still there is asked again after so long: a cancel can miss a request that is
+/// between two states in the kernel, and an interrupt can come just before a thread's system call.
+const NAG_NS: u64 = 20_000_000;
+
+/// Copies what an operation's pointers to const name. Any thread.
+pub(super) fn copy_metadata(def: &OpDef, operation: &upcall_op, args: &mut Args, side: &mut Side) {
+    if let Some(copy) = def.copy {
+        copy(args, side, !operation.buffers.is_null());
+    }
+}
+
+/// Enters the pool an operation names. Any thread.
+pub(super) fn borrow_pool(operation: &upcall_op, side: &mut Side) -> Result<(), Refusal> {
+    if operation.buffers.is_null() {
+        return Ok(());
+    }
+    let pool = operation.buffers.cast::<crate::engine::buffers::Pool>();
+    // SAFETY: the program passed a pool it has not freed; it came from Arc::into_raw.
+    let pool = unsafe {
+        Arc::increment_strong_count(pool);
+        Arc::from_raw(pool)
+    };
+    if !pool.enter() {
+        return Err(Refusal { error: libc::EINVAL, text: "buffers was freed".into() });
+    }
+    side.pool = Some(pool);
+    side.lend_max = operation.lend_max;
+    Ok(())
+}
+
+impl<D: Driver> Engine<D> {
+    /// Accepts all of a submit of the owner thread, or none.
+    #[inline]
+    pub fn submit(&mut self, ops: &[upcall_op], ids: Option<&mut [MaybeUninit<u64>]>) -> Result<(), Refusal> {
+        let needs = check::submission(ops, &self.core.shared)?;
+        let enough = ops.len() <= u32::MAX as usize && self.ensure_slots(ops.len() as u32);
+        if !enough {
+            return Err(Refusal { error: libc::EAGAIN, text: "config.max_operations are in flight".into() });
+        }
+        let at = if needs.clock { sys::now() } else { 0 };
+        if let Some(ids) = ids {
+            // A second pass, so that programs that want no ids do not pay for them; the slots come in the same order.
+            return self.admit_all(ops, at, needs.order, |number, id| {
+                ids[number].write(id);
+            });
+        }
+        self.admit_all(ops, at, needs.order, |_, _| {})
+    }
+
+    #[inline(always)]
+    fn admit_all(
+        &mut self,
+        ops: &[upcall_op],
+        at: u64,
+        ordered: bool,
+        mut tell: impl FnMut(usize, u64),
+    ) -> Result<(), Refusal> {
+        if ordered || ops.len() > 1 && ops.iter().any(|operation| !operation.buffers.is_null()) {
+            return self.admit_ordered(ops, at, ordered, tell);
+        }
+        for (number, operation) in ops.iter().enumerate() {
+            let index = self.core.slots.take();
+            let id = self.core.slots.table().open(index);
+            let def = op::of(operation.kind as u8);
+            if let Err(refusal) = self.admit(index, operation, def, at, false) {
+                self.discard(index);
+                return Err(refusal);
+            }
+            tell(number, id);
+            self.start(index);
+        }
+        Ok(())
+    }
+
+    #[cold]
+    fn admit_ordered(
+        &mut self,
+        ops: &[upcall_op],
+        at: u64,
+        ordered: bool,
+        mut tell: impl FnMut(usize, u64),
+    ) -> Result<(), Refusal> {
+        let mut indexes = Vec::with_capacity(ops.len());
+        for (number, operation) in ops.iter().enumerate() {
+            let index = self.core.slots.take();
+            tell(number, self.core.slots.table().open(index));
+            let admitted = self.admit(index, operation, op::of(operation.kind as u8), at, ordered);
+            indexes.push(index);
+            if let Err(refusal) = admitted {
+                for index in indexes {
+                    self.discard(index);
+                }
+                return Err(refusal);
+            }
+        }
+        self.begin(&indexes, ordered);
+        Ok(())
+    }
+
+    /// Starts admitted operations, in order if it matters.
+    fn begin(&mut self, indexes: &[u32], ordered: bool) {
+        if !ordered {
+            for &index in indexes {
+                self.start(index);
+            }
+            return;
+        }
+        let number = self.take_group();
+        let mut group = std::mem::take(&mut self.groups[number as usize]);
+        group.reset();
+        for &index in indexes {
+            let place = group.add(index, u32::from(self.core.slots[index].flags));
+            let side = self.core.side(index);
+            side.group = Some(number);
+            side.place = place;
+            let slot = &mut self.core.slots[index];
+            slot.state = State::Parked;
+            slot.bits |= bits::GROUPED;
+        }
+        let mut steps = Steps::default();
+        group.begin(&mut steps);
+        self.groups[number as usize] = group;
+        self.follow(steps);
+    }
+
+    /// Takes back an operation of a submit that was refused after all.
+    #[cold]
+    fn discard(&mut self, index: u32) {
+        self.core.counters().submitted.add(u64::MAX);
+        self.leave(index);
+    }
+
+    fn ensure_slots(&mut self, count: u32) -> bool {
+        if self.core.slots.ensure(count) {
+            return true;
+        }
+        while let Some(index) = self.core.shared.reclaim_foreign() {
+            self.core.slots.put_back(index);
+            if self.core.slots.ensure(count) {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Fills a slot of this thread.
+    #[inline(always)]
+    fn admit(&mut self, index: u32, operation: &upcall_op, def: &OpDef, at: u64, parked: bool) -> Result<(), Refusal> {
+        let slot = &mut self.core.slots[index];
+        slot.args.fill(operation);
+        slot.side = NONE;
+        self.enter(index, operation, def);
+        if def.copy.is_some() || !operation.buffers.is_null() {
+            self.core.side(index);
+            let (slot, side) = self.core.both(index);
+            if let Some(side) = side {
+                copy_metadata(def, operation, &mut slot.args, side);
+                borrow_pool(operation, side)?;
+                self.watch_pool(index);
+            }
+        }
+        if operation.timeout_ns != 0 {
+            self.set_timeout(index, operation, at, parked);
+        }
+        Ok(())
+    }
+
+    /// What every accepted operation gets.
+    #[inline(always)]
+    fn enter(&mut self, index: u32, operation: &upcall_op, def: &OpDef) {
+        let mut set = 0;
+        if def.is(op::MOVES) {
+            set |= bits::MOVES;
+        }
+        if operation.flags & (UPCALL_FULL | UPCALL_MULTISHOT | UPCALL_BACKGROUND) != 0 {
+            set |= if operation.flags & UPCALL_FULL != 0 { bits::FULL } else { 0 };
+            set |= if operation.flags & UPCALL_MULTISHOT != 0 { bits::MULTI } else { 0 };
+            set |= if operation.flags & UPCALL_BACKGROUND != 0 { bits::BACKGROUND } else { 0 };
+        }
+        let empty = def.is(op::EMPTY_IS_DONE) && operation.len == 0 && operation.arg == 0;
+        if def.is(op::TIMER | op::CLOSES | op::CURSOR) || empty || !operation.buffers.is_null() {
+            set |= bits::SPECIAL;
+        }
+        let slot = &mut self.core.slots[index];
+        slot.callback = operation.callback;
+        slot.user = operation.user;
+        slot.transferred = 0;
+        slot.kind = operation.kind as u8;
+        slot.flags = operation.flags as u16;
+        slot.bits = slot.bits & bits::FOREIGN | set;
+        slot.rung = super::slot::rung::IDLE;
+        if def.is(op::FD | op::DIRFD) {
+            let listed = operation.fd >= 0 && self.core.descriptors.link(&mut self.core.slots, index);
+            let slot = &mut self.core.slots[index];
+            slot.bits |= if listed { bits::LISTED } else { bits::SPECIAL };
+            if listed && self.core.descriptors.is_closing(operation.fd) {
+                self.core.slots[index].bits |= bits::SPECIAL;
+            }
+        }
+        self.in_flight += 1;
+        self.foreground += usize::from(set & bits::BACKGROUND == 0);
+        self.core.counters().submitted.add(1);
+    }
+
+    /// The operation's deadline, counted from acceptance or, when it has to wait its turn, from its start.
+    fn set_timeout(&mut self, index: u32, operation: &upcall_op, at: u64, parked: bool) {
+        let multi = operation.flags & UPCALL_MULTISHOT != 0;
+        let timer = self.core.def(index).is(op::TIMER);
+        if parked || multi || timer {
+            self.core.side(index).timeout_ns = operation.timeout_ns;
+        }
+        if timer {
+            if !parked {
+                self.core.side(index).deadline_at = at.saturating_add(operation.timeout_ns);
+            }
+        } else if !parked {
+            self.arm(index, at.saturating_add(operation.timeout_ns), operation.timeout_ns);
+        }
+    }
+
+    /// Arms the operation's timer; u64::MAX is never.
+    pub(super) fn arm(&mut self, index: u32, at: u64, duration: u64) {
+        self.timers.disarm(&mut self.core.slots, index);
+        if at != u64::MAX {
+            self.timers.arm(&mut self.core.slots, index, at, duration);
+        }
+    }
+
+    /// The engine looks at the operation's pool from now on.
+    fn watch_pool(&mut self, index: u32) {
+        let Some(pool) = self.core.side_of(index).and_then(|side| side.pool.clone()) else { return };
+        self.driver.offer_pool(&mut self.core, &pool);
+        if !pool.inner().watched {
+            pool.inner().watched = true;
+            self.pools.push(pool);
+        }
+    }
+
+    /// Takes in what another thread submitted.
+    pub(super) fn admit_foreign(&mut self, submission: Submission) {
+        let mut indexes = Vec::with_capacity(submission.accepted.len());
+        let ordered = submission.accepted.iter().any(|one| one.op.flags & (UPCALL_LINK | UPCALL_LINK_ALWAYS | UPCALL_DRAIN) != 0);
+        for one in submission.accepted {
+            let index = super::slot::index_of(one.id);
+            let def = op::of(one.op.kind as u8);
+            let slot = &mut self.core.slots[index];
+            slot.bits = bits::FOREIGN;
+            slot.args = one.args;
+            slot.side = NONE;
+            if let Some(side) = one.side {
+                slot.side = self.core.sides.add(side);
+            }
+            let has_side = self.core.slots[index].side != NONE;
+            self.enter(index, &one.op, def);
+            if has_side {
+                self.core.slots[index].bits |= bits::SIDE;
+                self.watch_pool(index);
+            }
+            if one.op.timeout_ns != 0 {
+                self.set_timeout(index, &one.op, submission.at, ordered);
+            }
+            indexes.push(index);
+        }
+        self.begin(&indexes, ordered);
+    }
+
+    /// Starts an operation whose turn has come.
+    #[inline(always)]
+    pub(super) fn start(&mut self, index: u32) {
+        let slot = &mut self.core.slots[index];
+        let parked = slot.state == State::Parked;
+        slot.state = State::Started;
+        if slot.bits & (bits::SPECIAL | bits::GROUPED) == 0 {
+            return self.driver.start(&mut self.core, index);
+        }
+        self.start_special(index, parked);
+    }
+
+    fn start_special(&mut self, index: u32, parked: bool) {
+        let def = self.core.def(index);
+        if parked && let Some(timeout) = self.core.side_of(index).map(|side| side.timeout_ns).filter(|&ns| ns != 0) {
+            let at = sys::now().saturating_add(timeout);
+            if def.is(op::TIMER) {
+                self.core.side(index).deadline_at = at;
+            } else {
+                self.arm(index, at, timeout);
+            }
+        }
+        if def.is(op::TIMER) {
+            return self.start_timer(index);
+        }
+        let fd = self.core.slots[index].args.fd();
+        if def.is(op::FD) && (fd < 0 || self.core.descriptors.is_closing(fd)) {
+            return self.finish(index, -i64::from(libc::EBADF));
+        }
+        if def.is(op::FD) && !self.core.slots[index].has(bits::LISTED) {
+            // The descriptor was not open when the submit was accepted; an earlier operation of it may have made it.
+            if self.core.descriptors.link(&mut self.core.slots, index) {
+                self.core.slots[index].bits |= bits::LISTED;
+            }
+        }
+        if def.is(op::CLOSES) {
+            return self.start_close(index);
+        }
+        if self.is_done_when_empty(index, def) {
+            return self.finish(index, 0);
+        }
+        if let Some(inward) = Descriptors::cursor_of(def.kind as u8)
+            && self.core.slots[index].has(bits::LISTED)
+        {
+            if !self.core.descriptors.cursor_enter(fd, inward) {
+                self.core.slots[index].state = State::Cursor;
+                if let Some(descriptor) = self.core.descriptors.get(fd) {
+                    descriptor.cursor_waiting += 1;
+                }
+                return;
+            }
+            self.core.side(index).holds_cursor = true;
+        }
+        self.driver.start(&mut self.core, index);
+    }
+
+    /// Length 0 of a stream completes without touching the descriptor; a datagram may be empty, so it is received.
+    fn is_done_when_empty(&mut self, index: u32, def: &OpDef) -> bool {
+        if !def.is(op::EMPTY_IS_DONE) || self.core.slots[index].args.arg != 0 || self.core.left(index) != 0 {
+            return false;
+        }
+        if self.core.side_of(index).is_some_and(|side| side.pool.is_some()) {
+            return false;
+        }
+        match sys::socket_type(self.core.slots[index].args.fd()) {
+            Ok(libc::SOCK_STREAM) => true,
+            Ok(_) => false,
+            // What is no socket: a read of nothing; recv must answer -ENOTSOCK, and a bad descriptor -EBADF.
+            Err(error) => error == libc::ENOTSOCK && def.is(op::CURSOR),
+        }
+    }
+
+    fn start_timer(&mut self, index: u32) {
+        let until = self.core.slots[index].kind == op::SLEEP_UNTIL;
+        let span = self.core.slots[index].args.len;
+        let due = if until { span } else { sys::now().saturating_add(span) };
+        let slot = &mut self.core.slots[index];
+        slot.args.offset = due;
+        slot.state = State::Sleeping;
+        self.arm_sleep(index);
+    }
+
+    /// Arms a sleep for its due time or its deadline, whichever is first.
+    pub(super) fn arm_sleep(&mut self, index: u32) {
+        let due = self.core.slots[index].args.offset;
+        let span = self.core.slots[index].args.len;
+        let deadline = self.core.side_of(index).map_or(0, |side| side.deadline_at);
+        if deadline != 0 && deadline < due {
+            return self.arm(index, deadline, u64::MAX);
+        }
+        self.arm(index, due, span);
+    }
+
+    /// Asks the descriptor's other operations to end; closes when they have.
+    fn start_close(&mut self, index: u32) {
+        let fd = self.core.slots[index].args.fd();
+        let others = self.core.descriptors.operations(&self.core.slots, fd);
+        if others.len() <= 1 {
+            return self.driver.start(&mut self.core, index);
+        }
+        if let Some(descriptor) = self.core.descriptors.get(fd) {
+            descriptor.closing = true;
+        }
+        self.core.slots[index].state = State::Closing;
+        for other in others.into_iter().filter(|&other| other != index) {
+            self.cancel_operation(other, bits::ASKED);
+        }
+    }
+
+    /// Asks an operation to end, because the program asked (ASKED) or its deadline has passed (EXPIRED).
+    pub(super) fn cancel_operation(&mut self, index: u32, why: u16) {
+        let slot = &mut self.core.slots[index];
+        match slot.state {
+            State::Free | State::Inbox | State::Ended | State::Closing => {}
+            State::Parked | State::Cursor | State::Paused | State::Sleeping => {
+                if slot.state == State::Cursor {
+                    let fd = slot.args.fd();
+                    if let Some(descriptor) = self.core.descriptors.get(fd) {
+                        descriptor.cursor_waiting = descriptor.cursor_waiting.saturating_sub(1);
+                    }
+                }
+                self.core.slots[index].bits |= why;
+                self.finish(index, -i64::from(libc::ECANCELED));
+            }
+            State::Started => {
+                if slot.has(bits::ASKED | bits::EXPIRED) || op::of(slot.kind).is(op::CLOSES) {
+                    return;
+                }
+                slot.bits |= why;
+                self.ask_driver(index);
+            }
+        }
+    }
+
+    /// Asks the driver to end an operation, and again later if it is still there.
+    pub(super) fn ask_driver(&mut self, index: u32) {
+        match self.driver.cancel(&mut self.core, index) {
+            Cancel::Gone => self.finish(index, -i64::from(libc::ECANCELED)),
+            Cancel::Asked => {
+                if !self.core.slots[index].has(bits::WITHDRAWN) {
+                    let at = sys::now() + NAG_NS;
+                    self.arm(index, at, NAG_NS);
+                }
+            }
+        }
+    }
+
+    /// Cancels by id. False: no such operation in flight.
+    pub fn cancel(&mut self, id: u64) -> bool {
+        let Some(index) = self.core.slots.find(id) else { return false };
+        if self.core.slots[index].state == State::Inbox {
+            // The submit waits in the inbox, and so it must be taken in first.
+            self.take_in();
+        }
+        self.cancel_operation(index, bits::ASKED);
+        true
+    }
+
+    /// Cancels everything on a descriptor; returns how many were asked.
+    pub fn cancel_fd(&mut self, fd: i32) -> i32 {
+        self.take_in();
+        if fd < 0 {
+            return 0;
+        }
+        let found = self.core.descriptors.operations(&self.core.slots, fd);
+        self.cancel_each(found)
+    }
+
+    /// Cancels everything; returns how many were asked.
+    pub fn cancel_all(&mut self) -> i32 {
+        self.take_in();
+        let found = self.core.slots.table().ids_in_flight(None);
+        let found = found.into_iter().map(super::slot::index_of).collect();
+        self.cancel_each(found)
+    }
+
+    fn cancel_each(&mut self, found: Vec<u32>) -> i32 {
+        let mut asked = 0;
+        for index in found {
+            if !matches!(self.core.slots[index].state, State::Free | State::Ended) {
+                asked += 1;
+                self.cancel_operation(index, bits::ASKED);
+            }
+        }
+        asked
+    }
+
+    /// Ends an operation without the driver: its final event goes out with the next delivery.
+    pub(super) fn finish(&mut self, index: u32, result: i64) {
+        self.timers.disarm(&mut self.core.slots, index);
+        let slot = &mut self.core.slots[index];
+        slot.state = State::Ended;
+        slot.args.len = result as u64;
+        slot.next = NONE;
+        match self.ended_last {
+            NONE => self.ended_first = index,
+            last => self.core.slots[last].next = index,
+        }
+        self.ended_last = index;
+        self.ended_count += 1;
+    }
+}

@@ -1,0 +1,213 @@
+//! Buffer pools: memory that operations borrow from when data is there.
+//!
+//! Each buffer has one atomic word that says who has it: the pool, or the operation it was lent to. Returning flips it with
+//! one compare-and-swap, so a double or foreign return is an error and nothing else, from any thread. What was returned is
+//! taken in by the owner at its next turn.
+//!
+//! Where the kernel can pick buffers itself it is given all of them; operations it cannot do that way then borrow from a
+//! second, equal set of memory that stays untouched otherwise.
+
+use super::shared::{Message, Shared};
+use crate::op::Refusal;
+use crate::sys::memory::Reservation;
+use crossbeam_queue::SegQueue;
+use std::cell::UnsafeCell;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+/// The pool has it.
+const HOME: u64 = 0;
+
+/// See the module.
+pub(crate) struct Pool {
+    shared: Arc<Shared>,
+    memory: Reservation,
+    pub size: u32,
+    pub count: u32,
+    stride: usize,
+    /// Per buffer: HOME, or the id of the operation it is lent to.
+    holders: Box<[AtomicU64]>,
+    lent: AtomicU32,
+    users: AtomicU32,
+    retired: AtomicBool,
+    returned: SegQueue<(u32, u64)>,
+    /// A message to the owner is under way.
+    announced: AtomicBool,
+    inner: UnsafeCell<Inner>,
+}
+
+/// The owner thread's part.
+#[derive(Default)]
+pub(crate) struct Inner {
+    /// Free for attempts, the one most recently used last.
+    pub free: Vec<u32>,
+    /// The kernel's group, once registered.
+    pub group: Option<u16>,
+    /// Asked before: the kernel cannot have this pool.
+    pub refused: bool,
+    /// Operations that wait for a buffer, oldest first.
+    pub waiting: VecDeque<u64>,
+    /// The engine looks at this pool each turn.
+    pub watched: bool,
+}
+
+// SAFETY: `inner` is touched by the loop's owner thread only (and by the last holder when it is dropped); everything else
+// is atomic or constant.
+unsafe impl Send for Pool {}
+// SAFETY: as above.
+unsafe impl Sync for Pool {}
+
+impl Pool {
+    /// Reserves the memory; pages are used as they are touched.
+    pub fn new(shared: &Arc<Shared>, count: u32, size: u32) -> Result<Arc<Pool>, Refusal> {
+        let refuse = |error, text: String| Err(Refusal { error, text: text.into() });
+        if !(1..=32768).contains(&count) {
+            return refuse(libc::EINVAL, format!("count is {count}, not 1 to 32768"));
+        }
+        if !(1..=1 << 30).contains(&size) {
+            return refuse(libc::EINVAL, format!("size is {size}, not 1 to 1 GiB"));
+        }
+        let stride = (size as usize).next_multiple_of(64);
+        let len = (stride * count as usize * 2).next_multiple_of(crate::sys::memory::page_size());
+        let memory = Reservation::new(len).and_then(|memory| memory.commit(0, len).map(|()| memory));
+        let memory = match memory {
+            Ok(memory) => memory,
+            Err(error) => return refuse(error, format!("no memory for {count} buffers of {size} bytes")),
+        };
+        Ok(Arc::new(Pool {
+            shared: shared.clone(),
+            memory,
+            size,
+            count,
+            stride,
+            holders: (0..count * 2).map(|_| AtomicU64::new(HOME)).collect(),
+            lent: AtomicU32::new(0),
+            users: AtomicU32::new(0),
+            retired: AtomicBool::new(false),
+            returned: SegQueue::new(),
+            announced: AtomicBool::new(false),
+            inner: UnsafeCell::new(Inner { free: (0..count).rev().collect(), ..Inner::default() }),
+        }))
+    }
+
+    /// The owner's part. Owner thread only, and no two at a time.
+    #[allow(clippy::mut_from_ref, reason = "the owner thread's rule stands for the borrow")]
+    pub fn inner(&self) -> &mut Inner {
+        // SAFETY: only the engine, on the owner thread, calls this, and keeps no reference across calls.
+        unsafe { &mut *self.inner.get() }
+    }
+
+    /// Whether the pool was made for this loop.
+    pub fn belongs_to(&self, shared: &Arc<Shared>) -> bool {
+        Arc::ptr_eq(&self.shared, shared)
+    }
+
+    /// An operation will borrow from it. False: the pool is being freed.
+    pub fn enter(&self) -> bool {
+        self.users.fetch_add(1, Ordering::SeqCst);
+        let open = !self.retired.load(Ordering::SeqCst);
+        if !open {
+            self.leave();
+        }
+        open
+    }
+
+    /// That operation has ended.
+    pub fn leave(&self) {
+        self.users.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// Nobody uses it, and from now on nobody can.
+    pub fn retire(&self) -> bool {
+        self.retired.store(true, Ordering::SeqCst);
+        let idle = self.users.load(Ordering::SeqCst) == 0 && self.lent.load(Ordering::SeqCst) == 0;
+        if !idle {
+            self.retired.store(false, Ordering::SeqCst);
+        }
+        idle
+    }
+
+    /// The address of a buffer.
+    pub fn address(&self, number: u32) -> *mut u8 {
+        self.memory.base().wrapping_add(number as usize * self.stride)
+    }
+
+    /// Lends a buffer to an operation.
+    pub fn lend(&self, number: u32, id: u64) -> *mut u8 {
+        self.holders[number as usize].store(id, Ordering::Release);
+        self.lent.fetch_add(1, Ordering::Relaxed);
+        self.address(number)
+    }
+
+    /// Takes a lent buffer back from the program. False: it is not one. Any thread.
+    pub fn give_back(self: &Arc<Self>, address: usize) -> bool {
+        let offset = address.wrapping_sub(self.memory.base() as usize);
+        let number = offset / self.stride;
+        if offset % self.stride != 0 || number >= self.holders.len() {
+            return false;
+        }
+        let holder = self.holders[number].load(Ordering::Relaxed);
+        if holder == HOME
+            || self.holders[number].compare_exchange(holder, HOME, Ordering::AcqRel, Ordering::Relaxed).is_err()
+        {
+            return false;
+        }
+        self.returned.push((number as u32, holder));
+        self.lent.fetch_sub(1, Ordering::SeqCst);
+        // The owner looks at its pools each turn; a loop that sleeps is told once.
+        if !self.announced.swap(true, Ordering::SeqCst) {
+            self.shared.tell(Message::Returned(self.clone()));
+        }
+        true
+    }
+
+    /// The owner has seen the announcement.
+    pub fn hear(&self) {
+        self.announced.store(false, Ordering::SeqCst);
+    }
+
+    /// Buffers have come back that the owner has not taken in.
+    pub fn has_returned(&self) -> bool {
+        !self.returned.is_empty()
+    }
+
+    /// Freed by the program.
+    pub fn is_retired(&self) -> bool {
+        self.retired.load(Ordering::Relaxed) && self.users.load(Ordering::Relaxed) == 0
+    }
+
+    /// Buffers that an operation waiting for one could have.
+    pub fn available(&self) -> usize {
+        let inner = self.inner();
+        let kernels = if inner.group.is_some() { self.count.saturating_sub(self.lent()) as usize } else { 0 };
+        inner.free.len().min(self.count.saturating_sub(self.lent()) as usize).max(kernels)
+    }
+
+    /// The next returned buffer, and the operation that had it.
+    pub fn take_returned(&self) -> Option<(u32, u64)> {
+        self.returned.pop()
+    }
+
+    /// How many buffers the program holds.
+    pub fn lent(&self) -> u32 {
+        self.lent.load(Ordering::Relaxed)
+    }
+
+    /// The pool has this buffer.
+    pub fn is_home(&self, number: u32) -> bool {
+        self.holders[number as usize].load(Ordering::Acquire) == HOME
+    }
+
+    /// The kernel's set of buffers goes to the kernel, the second set to attempts.
+    pub fn split(&self, group: u16) {
+        let inner = self.inner();
+        inner.group = Some(group);
+        inner.free = (self.count..self.count * 2).rev().collect();
+    }
+
+    /// Whether a buffer belongs to the kernel's set.
+    pub fn is_kernels(&self, number: u32) -> bool {
+        self.inner().group.is_some() && number < self.count
+    }
+}

@@ -1,0 +1,120 @@
+//! What every operation is checked for before any of a submit is accepted.
+
+use super::buffers::Pool;
+use super::shared::Shared;
+use crate::abi::*;
+use crate::ffi;
+use crate::op::{self, OpDef, Refusal};
+use std::sync::Arc;
+
+const LINKS: u32 = UPCALL_LINK | UPCALL_LINK_ALWAYS;
+const ORDER: u32 = LINKS | UPCALL_DRAIN;
+const KNOWN: u32 = UPCALL_FULL | UPCALL_MULTISHOT | ORDER | UPCALL_BACKGROUND;
+
+/// What a submit needs.
+#[derive(Default)]
+pub(crate) struct Needs {
+    /// Links or drains.
+    pub order: bool,
+    /// The clock.
+    pub clock: bool,
+}
+
+/// Checks all of a submit.
+#[inline(always)]
+pub(crate) fn submission(ops: &[upcall_op], shared: &Arc<Shared>) -> Result<Needs, Refusal> {
+    let mut needs = Needs::default();
+    for (number, operation) in ops.iter().enumerate() {
+        match one(operation, number + 1 == ops.len(), shared) {
+            Ok(def) => {
+                needs.order |= operation.flags & ORDER != 0;
+                needs.clock |= operation.timeout_ns != 0 || def.is(op::TIMER);
+            }
+            Err(refusal) => return Err(place(refusal, operation.kind, number, ops.len())),
+        }
+    }
+    Ok(needs)
+}
+
+/// "op 3 of 4: recv: buf is NULL but len is 4096".
+#[cold]
+fn place(refusal: Refusal, kind: upcall_kind, number: usize, count: usize) -> Refusal {
+    let text = format!("op {} of {count}: {}: {}", number + 1, ffi::kind_name(kind), refusal.text);
+    Refusal { error: refusal.error, text: text.into() }
+}
+
+#[inline(always)]
+fn one(operation: &upcall_op, last: bool, shared: &Arc<Shared>) -> Result<&'static OpDef, Refusal> {
+    let Some(def) = op::find(operation.kind) else {
+        return Err(refusal(format!("kind {} is not an operation", operation.kind)));
+    };
+    let special = operation.flags | operation.lend_max;
+    let reserved = operation.reserved[0] | operation.reserved[1] | operation.reserved[2] | operation.reserved[3];
+    if special != 0 || reserved != 0 || !operation.buffers.is_null() {
+        options(operation, def, last, shared)?;
+    }
+    (def.check)(operation)?;
+    Ok(def)
+}
+
+#[cold]
+fn refusal(text: impl Into<std::borrow::Cow<'static, str>>) -> Refusal {
+    Refusal { error: libc::EINVAL, text: text.into() }
+}
+
+fn options(operation: &upcall_op, def: &OpDef, last: bool, shared: &Arc<Shared>) -> Result<(), Refusal> {
+    let has = |flags: u32| operation.flags & flags != 0;
+    let refuse = |text: &'static str| Err(refusal(text));
+    if has(!KNOWN) {
+        return Err(refusal(format!("flags has unknown bits {:#x}", operation.flags & !KNOWN)));
+    }
+    if operation.reserved != [0; 4] {
+        return refuse("reserved is not zero");
+    }
+    if has(UPCALL_FULL) && !def.is(op::CAN_FULL) {
+        return refuse("UPCALL_FULL is for reads, writes, receives and sends");
+    }
+    if has(UPCALL_MULTISHOT) && !def.is(op::CAN_MULTI) {
+        return refuse("UPCALL_MULTISHOT is for accept, recv, recvmsg, poll and sleep");
+    }
+    if has(UPCALL_FULL) && (has(UPCALL_MULTISHOT) || !operation.buffers.is_null()) {
+        return refuse("UPCALL_FULL goes neither with UPCALL_MULTISHOT nor with buffers");
+    }
+    if has(LINKS) && has(UPCALL_MULTISHOT) {
+        return refuse("a multishot cannot be linked");
+    }
+    if has(UPCALL_LINK) && has(UPCALL_LINK_ALWAYS) {
+        return refuse("UPCALL_LINK and UPCALL_LINK_ALWAYS exclude each other");
+    }
+    if has(LINKS) && last {
+        return refuse("a link flag on the last op links to nothing");
+    }
+    if operation.buffers.is_null() {
+        if operation.lend_max != 0 {
+            return refuse("lend_max is set but buffers is NULL");
+        }
+        if has(UPCALL_MULTISHOT) && def.is(op::MULTI_LENDS) {
+            return refuse("UPCALL_MULTISHOT needs buffers: each event lends one");
+        }
+        return Ok(());
+    }
+    if !def.is(op::CAN_LEND) {
+        return refuse("buffers are for recv, recvmsg and read");
+    }
+    if operation.addr != 0 && !def.is(op::MESSAGE) {
+        return refuse("buf must be NULL when buffers is set");
+    }
+    // SAFETY: the program passed a pool it has not freed.
+    let pool = unsafe { &*operation.buffers.cast::<Pool>() };
+    if !pool.belongs_to(shared) {
+        return refuse("buffers belongs to another loop");
+    }
+    if def.is(op::MESSAGE) && operation.addr != 0 {
+        let msg = op::side::message(operation.addr);
+        let before = size_of::<upcall_msg>() as u64 + u64::from(msg.msg_namelen) + msg.msg_controllen as u64;
+        if before > u64::from(pool.size) {
+            return refuse("a buffer has no room for upcall_msg, msg_namelen and msg_controllen");
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,125 @@
+//! What engine and drivers share: slots, side blocks, descriptors.
+
+use super::descriptors::Descriptors;
+use super::shared::{Counters, Shared};
+use super::slot::{NONE, Slot, Slots, bits};
+use crate::op::side::Side;
+use crate::op::{self, OpDef};
+use std::sync::Arc;
+
+/// See the module.
+pub(crate) struct Core {
+    pub slots: Slots,
+    pub sides: Sides,
+    pub descriptors: Descriptors,
+    pub shared: Arc<Shared>,
+}
+
+impl Core {
+    pub fn new(shared: Arc<Shared>) -> Core {
+        let slots = Slots::new(shared.table.clone());
+        Core { slots, sides: Sides::default(), descriptors: Descriptors::new(), shared }
+    }
+
+    #[inline(always)]
+    pub fn counters(&self) -> &Counters {
+        &self.shared.counters
+    }
+
+    /// The catalogue's entry of an operation.
+    #[inline(always)]
+    pub fn def(&self, index: u32) -> &'static OpDef {
+        op::of(self.slots[index].kind)
+    }
+
+    /// The operation's side block, made if it has none.
+    pub fn side(&mut self, index: u32) -> &mut Side {
+        if self.slots[index].side == NONE {
+            self.slots[index].side = self.sides.take();
+            self.slots[index].bits |= bits::SIDE;
+        }
+        self.sides.get(self.slots[index].side)
+    }
+
+    /// The operation's side block, if it has one.
+    #[inline(always)]
+    pub fn side_of(&mut self, index: u32) -> Option<&mut Side> {
+        match self.slots[index].side {
+            NONE => None,
+            side => Some(self.sides.get(side)),
+        }
+    }
+
+    /// A slot together with its side block.
+    pub fn both(&mut self, index: u32) -> (&mut Slot, Option<&mut Side>) {
+        let side = self.slots[index].side;
+        (&mut self.slots[index], (side != NONE).then(|| self.sides.get(side)))
+    }
+
+    /// Bytes the operation still has to move.
+    pub fn left(&mut self, index: u32) -> u64 {
+        if self.def(index).is(op::VECTOR) {
+            return self.side_of(index).map_or(0, |side| side.vector_left());
+        }
+        self.slots[index].args.len
+    }
+
+    /// `count` more bytes are moved: the arguments name the rest.
+    pub fn advance(&mut self, index: u32, count: u64) {
+        let def = self.def(index);
+        let (slot, side) = self.both(index);
+        slot.transferred += count;
+        if let (true, Some(side)) = (def.is(op::VECTOR), side) {
+            side.advance_vector(count);
+            let rest = &side.iov[side.iov_done..];
+            if def.is(op::MESSAGE) {
+                side.msg.msg_iov = rest.as_ptr().cast_mut();
+                side.msg.msg_iovlen = rest.len() as _;
+                // The control data went with the first part.
+                side.msg.msg_control = std::ptr::null_mut();
+                side.msg.msg_controllen = 0;
+            } else {
+                slot.args.addr = rest.as_ptr() as u64;
+                slot.args.len = rest.len() as u64;
+            }
+        } else {
+            slot.args.addr += count;
+            slot.args.len = slot.args.len.saturating_sub(count);
+        }
+        if def.is(op::POSITIONAL) {
+            slot.args.offset = slot.args.offset.wrapping_add(count);
+        }
+    }
+}
+
+/// Side blocks at stable addresses, recycled.
+#[derive(Default)]
+pub(crate) struct Sides {
+    #[allow(clippy::vec_box, reason = "a block's address must not change: arguments point into it")]
+    blocks: Vec<Box<Side>>,
+    free: Vec<u32>,
+}
+
+impl Sides {
+    /// A blank block.
+    pub fn take(&mut self) -> u32 {
+        self.free.pop().unwrap_or_else(|| self.add(Box::new(Side::new())))
+    }
+
+    /// Takes in a block that another thread filled.
+    pub fn add(&mut self, side: Box<Side>) -> u32 {
+        self.blocks.push(side);
+        self.blocks.len() as u32 - 1
+    }
+
+    #[inline(always)]
+    pub fn get(&mut self, number: u32) -> &mut Side {
+        &mut self.blocks[number as usize]
+    }
+
+    /// The operation has ended: nothing points into its block.
+    pub fn put_back(&mut self, number: u32) {
+        self.get(number).reset();
+        self.free.push(number);
+    }
+}

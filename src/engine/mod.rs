@@ -1,0 +1,163 @@
+//! What every backend shares. The life of an operation: [`check`] refuses or accepts it, [`admit`] gives it a slot and starts
+//! it or parks it, the driver does it, [`settle`] turns outcomes into events, and [`turn`] delivers them. [`surface`] is the
+//! loop as the C functions see it, from whichever thread.
+//!
+//! Deadlines, links, full transfers, multishot re-arming and buffer lending are here, once, so that both backends have them
+//! and mean the same.
+
+pub(crate) mod admit;
+pub(crate) mod buffers;
+pub(crate) mod check;
+pub(crate) mod config;
+pub(crate) mod core;
+pub(crate) mod descriptors;
+pub(crate) mod embed;
+pub(crate) mod group;
+pub(crate) mod owner;
+pub(crate) mod settle;
+pub(crate) mod shared;
+pub(crate) mod slot;
+pub(crate) mod surface;
+pub(crate) mod timers;
+pub(crate) mod turn;
+
+pub(crate) use surface::Loop;
+
+use crate::abi::*;
+use crate::driver::Driver;
+use buffers::Pool;
+use core::Core;
+use embed::Embed;
+use group::{Group, Steps};
+use slot::NONE;
+use std::collections::VecDeque;
+use std::ffi::c_void;
+use std::sync::Arc;
+use timers::Timers;
+
+/// The owner thread's part of a loop.
+pub(crate) struct Engine<D: Driver> {
+    pub core: Core,
+    pub driver: D,
+    timers: Timers,
+    groups: Vec<Group>,
+    free_groups: Vec<u32>,
+    /// Operations that ended without the driver, oldest first.
+    ended_first: u32,
+    ended_last: u32,
+    ended_count: usize,
+    /// Ticks of repeating sleeps: id and periods.
+    ticks: VecDeque<(u64, i64)>,
+    /// Closes whose descriptors have nothing else in flight.
+    closers: Vec<u64>,
+    posts: VecDeque<(unsafe extern "C-unwind" fn(*mut upcall_loop, *mut c_void), *mut c_void)>,
+    records: VecDeque<upcall_event>,
+    pools: Vec<Arc<Pool>>,
+    /// Operations in flight, and those that keep run alive.
+    in_flight: usize,
+    foreground: usize,
+    /// The clock of this turn; 0: not read yet.
+    clock: u64,
+    pub in_turn: bool,
+    max_events: usize,
+    slow_callback_ns: u64,
+    spin_ns: u64,
+    /// How long the last sleep was, for deciding whether looking again pays.
+    last_sleep_ns: u64,
+    embed: Option<Embed>,
+    /// What may still be delivered in this turn.
+    budget: turn::Budget,
+}
+
+impl<D: Driver> Engine<D> {
+    pub fn new(core: Core, driver: D, config: &upcall_config) -> Engine<D> {
+        Engine {
+            core,
+            driver,
+            timers: Timers::new(),
+            groups: Vec::new(),
+            free_groups: Vec::new(),
+            ended_first: NONE,
+            ended_last: NONE,
+            ended_count: 0,
+            ticks: VecDeque::new(),
+            closers: Vec::new(),
+            posts: VecDeque::new(),
+            records: VecDeque::new(),
+            pools: Vec::new(),
+            in_flight: 0,
+            foreground: 0,
+            clock: 0,
+            in_turn: false,
+            max_events: config.max_events as usize,
+            slow_callback_ns: config.slow_callback_ns,
+            spin_ns: config.spin_ns,
+            last_sleep_ns: u64::MAX,
+            embed: None,
+            budget: turn::Budget::default(),
+        }
+    }
+
+    /// CLOCK_MONOTONIC, read once per turn.
+    #[inline]
+    pub fn now(&mut self) -> u64 {
+        if self.clock == 0 {
+            self.clock = crate::sys::now();
+        }
+        self.clock
+    }
+
+    pub fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+
+    /// Operations that keep run alive, and posts.
+    pub fn keeps_running(&self) -> bool {
+        self.foreground > 0 || !self.posts.is_empty()
+    }
+
+    /// One more operation in flight, which keeps run alive.
+    fn count_in(&mut self) {
+        self.in_flight += 1;
+        self.foreground += 1;
+        self.core.counters().submitted.add(1);
+    }
+
+    fn keep_post(&mut self, function: unsafe extern "C-unwind" fn(*mut upcall_loop, *mut c_void), arg: *mut c_void) {
+        self.posts.push_back((function, arg));
+    }
+
+    fn next_post(&mut self) -> Option<(unsafe extern "C-unwind" fn(*mut upcall_loop, *mut c_void), *mut c_void)> {
+        self.posts.pop_front()
+    }
+
+    fn watched_pools(&self) -> &[Arc<Pool>] {
+        &self.pools
+    }
+
+    /// In a forked child: closes this process's copies of the embedding descriptors.
+    fn abandon_embed(&mut self) {
+        if let Some(embed) = &self.embed {
+            embed.close();
+        }
+    }
+
+    fn take_group(&mut self) -> u32 {
+        self.free_groups.pop().unwrap_or_else(|| {
+            self.groups.push(Group::default());
+            self.groups.len() as u32 - 1
+        })
+    }
+
+    /// Follows what the end (or beginning) of a grouped operation allows.
+    fn follow(&mut self, steps: Steps) {
+        for index in steps.start {
+            if self.core.slots[index].state == slot::State::Parked {
+                self.start(index);
+            }
+        }
+        for index in steps.sever {
+            self.cancel_operation(index, slot::bits::ASKED);
+        }
+    }
+}

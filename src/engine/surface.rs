@@ -1,0 +1,599 @@
+//! The loop as the C functions see it: which thread may do what, and where a call goes.
+
+use super::shared::{Accepted, Message, Owner, Shared, Submission};
+use super::slot::{NONE, State, bits, index_of};
+use super::core::Core;
+use super::{Engine, admit, check, config, owner, turn};
+use crate::abi::*;
+use crate::driver::epoll::Epoll;
+use crate::driver::uring::Uring;
+use crate::driver::Driver;
+use crate::ffi::fail;
+use crate::op::side::Side;
+use crate::op::{self, Args, Refusal};
+use crate::sys;
+use std::cell::UnsafeCell;
+use std::ffi::{CString, c_void};
+use std::mem::MaybeUninit;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+
+/// An engine with either driver.
+enum Either {
+    Uring(Engine<Uring>),
+    Epoll(Engine<Epoll>),
+}
+
+/// See the module.
+pub(crate) struct Loop {
+    shared: Arc<Shared>,
+    /// The process that made it; a forked child's page says otherwise.
+    epoch: u64,
+    page: &'static AtomicU64,
+    reason: CString,
+    backend: upcall_backend,
+    engine: UnsafeCell<Either>,
+}
+
+/// Runs `$body` with `$engine` bound to a reference to the engine. Owner thread only; the body calls nothing of the program's.
+macro_rules! with {
+    ($this:expr, $engine:ident => $body:expr) => {
+        // SAFETY: the owner thread alone comes here (checked by the gate), and the reference does not live across a
+        // callback.
+        match unsafe { &mut *$this.engine.get() } {
+            Either::Uring($engine) => $body,
+            Either::Epoll($engine) => $body,
+        }
+    };
+}
+
+impl Loop {
+    /// Makes a loop on the backend asked for, or the best there is.
+    pub fn create(wanted: &upcall_config) -> Result<Box<Loop>, Refusal> {
+        config::check(wanted)?;
+        let asked = config::backend(wanted)?;
+        let error_of = |error: i32, text: &str| Refusal { error, text: text.to_owned().into() };
+        let shared = Arc::new(Shared::new(wanted.max_operations).map_err(|error| error_of(error, "no memory or descriptors"))?);
+        let mut reason = String::new();
+        let mut ring = None;
+        if asked != UPCALL_BACKEND_EPOLL {
+            match Uring::new(&shared, wanted.entries.next_power_of_two(), wanted.workers) {
+                Ok(driver) => {
+                    reason = driver.setup_name().to_owned();
+                    ring = Some(driver);
+                }
+                Err(denied) if asked == UPCALL_BACKEND_IO_URING => return Err(error_of(denied.error, &denied.reason)),
+                // No descriptors: epoll would fail as well, and hiding it helps nobody.
+                Err(denied) if matches!(denied.error, libc::EMFILE | libc::ENFILE) => {
+                    return Err(error_of(denied.error, &denied.reason));
+                }
+                Err(denied) => reason = denied.reason,
+            }
+        } else {
+            reason.push_str("epoll was asked for");
+        }
+        let core = Core::new(shared.clone());
+        let (backend, engine) = match ring {
+            Some(driver) => (UPCALL_BACKEND_IO_URING, Either::Uring(Engine::new(core, driver, wanted))),
+            None => {
+                let driver = Epoll::new(&shared, wanted.workers).map_err(|error| error_of(error, "epoll_create1"))?;
+                (UPCALL_BACKEND_EPOLL, Either::Epoll(Engine::new(core, driver, wanted)))
+            }
+        };
+        Ok(Box::new(Loop {
+            shared,
+            epoch: sys::fork::epoch(),
+            page: sys::fork::page(),
+            reason: CString::new(reason).unwrap_or_default(),
+            backend,
+            engine: UnsafeCell::new(engine),
+        }))
+    }
+
+    #[inline(always)]
+    pub fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// The pointer the program knows the loop by.
+    #[inline(always)]
+    pub fn handle(&self) -> *mut upcall_loop {
+        std::ptr::from_ref(self).cast_mut().cast()
+    }
+
+    // Who calls.
+
+    #[inline(always)]
+    pub fn is_forked(&self) -> bool {
+        self.page.load(Ordering::Relaxed) != self.epoch
+    }
+
+    /// The calling thread is the owner, or becomes it.
+    pub fn own(&self) -> Result<(), i32> {
+        loop {
+            match self.shared.owner() {
+                Owner::Me => return Ok(()),
+                Owner::Another => return Err(libc::EPERM),
+                Owner::Dead => return Err(libc::EOWNERDEAD),
+                Owner::Nobody => {
+                    if self.shared.adopt() {
+                        let adopted = with!(self, engine => engine.driver.adopt(&mut engine.core));
+                        match adopted {
+                            Ok(()) => owner::remember(self),
+                            Err(error) => {
+                                self.shared.release(false);
+                                return Err(error);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether a turn of this loop is under way on this thread.
+    pub fn is_in_turn(&self) -> bool {
+        self.shared.is_mine() && with!(self, engine => engine.in_turn)
+    }
+
+    /// The owner thread is exiting: ends what is in flight while the thread exists.
+    pub fn owner_exits(&self) {
+        if self.is_forked() || self.shared.owner() != Owner::Me {
+            return;
+        }
+        with!(self, engine => {
+            let Engine { driver, core, .. } = engine;
+            driver.quiesce(core);
+        });
+        self.shared.release(true);
+    }
+
+    // Submit, cancel, post: any thread.
+
+    #[inline(always)]
+    pub fn submit(&self, ops: &[upcall_op], ids: Option<&mut [MaybeUninit<u64>]>) -> i32 {
+        if !self.shared.is_mine() {
+            return self.submit_from_outside(ops, ids);
+        }
+        if self.shared.closing.load(Ordering::Relaxed) {
+            return refused(libc::ESHUTDOWN, "upcall_submit: the loop is closing or closed");
+        }
+        let result = with!(self, engine => {
+            let result = engine.submit(ops, ids);
+            engine.touched();
+            result
+        });
+        match result {
+            Ok(()) => 0,
+            Err(refusal) => refused(refusal.error, &refusal.text),
+        }
+    }
+
+    #[cold]
+    fn submit_from_outside(&self, ops: &[upcall_op], mut ids: Option<&mut [MaybeUninit<u64>]>) -> i32 {
+        if self.shared.owner() == Owner::Dead {
+            return refused(libc::EOWNERDEAD, "upcall_submit: the loop's owner thread has exited");
+        }
+        let Some(_entered) = self.shared.enter() else {
+            return refused(libc::ESHUTDOWN, "upcall_submit: the loop is closing or closed");
+        };
+        let needs = match check::submission(ops, &self.shared) {
+            Ok(needs) => needs,
+            Err(refusal) => return refused(refusal.error, &refusal.text),
+        };
+        let at = if needs.clock { sys::now() } else { 0 };
+        let mut accepted = Vec::with_capacity(ops.len());
+        for operation in ops {
+            match self.accept(operation) {
+                Ok(one) => accepted.push(one),
+                Err(refusal) => {
+                    for one in accepted {
+                        self.take_back(one);
+                    }
+                    return refused(refusal.error, &refusal.text);
+                }
+            }
+        }
+        for (number, one) in accepted.iter().enumerate() {
+            if let Some(ids) = ids.as_deref_mut() {
+                ids[number].write(one.id);
+            }
+        }
+        if !accepted.is_empty() {
+            self.shared.tell(Message::Submit(Box::new(Submission { accepted, at })));
+        }
+        0
+    }
+
+    /// One operation of another thread's submit: a slot, and its metadata copied.
+    fn accept(&self, operation: &upcall_op) -> Result<Accepted, Refusal> {
+        let def = op::of(operation.kind as u8);
+        let blank = Args {
+            addr: 0,
+            addr2: 0,
+            len: 0,
+            offset: 0,
+            offset2: 0,
+            fd_word: AtomicI32::new(-1),
+            arg: 0,
+            arg2: 0,
+            stage: 0,
+        };
+        let mut one = Accepted { op: *operation, id: 0, args: blank, side: None };
+        one.args.fill(operation);
+        if def.copy.is_some() || !operation.buffers.is_null() {
+            let mut side = Box::new(Side::new());
+            admit::copy_metadata(def, operation, &mut one.args, &mut side);
+            admit::borrow_pool(operation, &mut side)?;
+            one.side = Some(side);
+        }
+        let Some(index) = self.shared.take_foreign() else {
+            self.leave_pool(&mut one);
+            return Err(Refusal { error: libc::EAGAIN, text: "config.max_operations are in flight".into() });
+        };
+        one.id = self.shared.table.open_foreign(index, operation.fd);
+        Ok(one)
+    }
+
+    fn leave_pool(&self, one: &mut Accepted) {
+        if let Some(pool) = one.side.as_mut().and_then(|side| side.pool.take()) {
+            pool.leave();
+        }
+    }
+
+    fn take_back(&self, mut one: Accepted) {
+        self.leave_pool(&mut one);
+        let index = index_of(one.id);
+        if self.shared.table.shut_foreign(index) {
+            self.shared.put_back_foreign(index);
+        }
+    }
+
+    pub fn cancel(&self, id: upcall_id) -> i32 {
+        if self.shared.is_mine() {
+            let found = with!(self, engine => {
+                let found = engine.cancel(id);
+                engine.touched();
+                found
+            });
+            return if found { 0 } else { -libc::ENOENT };
+        }
+        if !self.shared.table.is_in_flight(id) {
+            return -libc::ENOENT;
+        }
+        self.shared.tell(Message::Cancel(id));
+        0
+    }
+
+    pub fn cancel_fd(&self, fd: i32) -> i32 {
+        if self.shared.is_mine() {
+            return with!(self, engine => {
+                let count = engine.cancel_fd(fd);
+                engine.touched();
+                count
+            });
+        }
+        if fd < 0 { 0 } else { self.cancel_from_outside(Some(fd)) }
+    }
+
+    pub fn cancel_all(&self) -> i32 {
+        if self.shared.is_mine() {
+            return with!(self, engine => {
+                let count = engine.cancel_all();
+                engine.touched();
+                count
+            });
+        }
+        self.cancel_from_outside(None)
+    }
+
+    fn cancel_from_outside(&self, fd: Option<i32>) -> i32 {
+        let ids = self.shared.table.ids_in_flight(fd);
+        for &id in &ids {
+            self.shared.tell(Message::Cancel(id));
+        }
+        ids.len() as i32
+    }
+
+    pub fn post(&self, function: unsafe extern "C-unwind" fn(*mut upcall_loop, *mut c_void), arg: *mut c_void) -> i32 {
+        let Some(_entered) = self.shared.enter() else {
+            return refused(libc::ESHUTDOWN, "upcall_post: the loop is closing or closed");
+        };
+        self.shared.tell(Message::Post(function, arg));
+        if self.shared.is_mine() {
+            with!(self, engine => engine.touched());
+        }
+        0
+    }
+
+    pub fn stop(&self) -> i32 {
+        self.shared.stopped.store(true, Ordering::SeqCst);
+        self.shared.nudge();
+        0
+    }
+
+    pub fn hold(&self) -> i32 {
+        self.shared.holds.fetch_add(1, Ordering::SeqCst);
+        0
+    }
+
+    pub fn unhold(&self) -> i32 {
+        let taken = self.shared.holds.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |holds| (holds > 0).then(|| holds - 1));
+        match taken {
+            Err(_) => refused(libc::EINVAL, "upcall_unhold: nothing is held"),
+            Ok(holds) => {
+                if holds == 1 {
+                    self.shared.nudge();
+                }
+                0
+            }
+        }
+    }
+
+    // Turns: the owner thread.
+
+    /// One poll. The gate has made the calling thread the owner.
+    pub fn poll(&self, timeout_ns: i64) -> i32 {
+        self.turn(timeout_ns, true)
+    }
+
+    #[inline(always)]
+    fn turn(&self, timeout_ns: i64, mind_records: bool) -> i32 {
+        // SAFETY: the owner thread, outside a turn (checked by the gate); only raw pointers are kept.
+        match unsafe { &mut *self.engine.get() } {
+            Either::Uring(engine) => turn::poll(self, std::ptr::from_mut(engine), timeout_ns, mind_records),
+            Either::Epoll(engine) => turn::poll(self, std::ptr::from_mut(engine), timeout_ns, mind_records),
+        }
+    }
+
+    pub fn run(&self) -> i32 {
+        loop {
+            if self.shared.stopped.swap(false, Ordering::SeqCst) {
+                self.shared.was_nudged();
+                return 1;
+            }
+            let busy = with!(self, engine => engine.keeps_running());
+            if !busy && !self.shared.has_messages() && self.shared.holds.load(Ordering::SeqCst) <= 0 {
+                return 0;
+            }
+            let result = self.turn(-1, false);
+            if result < 0 {
+                return result;
+            }
+        }
+    }
+
+    pub fn reap(&self, room: &mut [MaybeUninit<upcall_event>]) -> i32 {
+        with!(self, engine => {
+            let count = engine.reap(room) as i32;
+            engine.touched();
+            count
+        })
+    }
+
+    pub fn close(&self, timeout_ns: i64) -> i32 {
+        self.shared.refuse_new_work();
+        let limit = match timeout_ns {
+            ..0 => None,
+            _ => Some(sys::now().saturating_add(timeout_ns as u64)),
+        };
+        loop {
+            // Posts and submissions that were accepted are taken in; each turn may bring more of them to an end.
+            with!(self, engine => engine.cancel_all());
+            let busy = with!(self, engine => engine.in_flight() > 0 || engine.keeps_running());
+            if !busy && !self.shared.has_messages() {
+                return 0;
+            }
+            let wait = match limit {
+                None => -1,
+                Some(at) => at.saturating_sub(sys::now()).min(i64::MAX as u64) as i64,
+            };
+            let result = self.turn(wait, false);
+            let over = limit.is_some_and(|at| sys::now() >= at);
+            let left = with!(self, engine => engine.in_flight() > 0 || engine.keeps_running());
+            if result < 0 || (over && (left || self.shared.has_messages())) {
+                // What could not be ended in time goes on, and so does the loop.
+                self.shared.closing.store(false, Ordering::SeqCst);
+                return if result < 0 { result } else { -libc::ETIMEDOUT };
+            }
+        }
+    }
+
+    /// Everything before the memory is given back: no operation is in flight afterwards, and no record is left.
+    pub fn finish(&self) -> i32 {
+        match self.shared.owner() {
+            Owner::Dead => {
+                if self.shared.inherit() {
+                    self.bury();
+                }
+            }
+            _ => {
+                if let Err(error) = self.own() {
+                    return -error;
+                }
+                let closed = self.close(-1);
+                if closed < 0 {
+                    return closed;
+                }
+            }
+        }
+        let records = with!(self, engine => engine.drop_records());
+        for event in records {
+            if op::of(event.kind as u8).is(op::NEW_FD) && event.result >= 0 {
+                sys::close(event.result as i32);
+            }
+            with!(self, engine => engine.return_record(&event));
+        }
+        owner::forget(self);
+        0
+    }
+
+    /// What a dead owner had in flight ends in -EOWNERDEAD; its driver is quiet already.
+    fn bury(&self) {
+        self.shared.refuse_new_work();
+        with!(self, engine => engine.orphan_all());
+        loop {
+            // SAFETY: this thread has inherited the loop, and no turn is under way.
+            let next = match unsafe { &mut *self.engine.get() } {
+                Either::Uring(engine) => bury_one(self, engine),
+                Either::Epoll(engine) => bury_one(self, engine),
+            };
+            if !next {
+                return;
+            }
+        }
+    }
+
+    pub fn detach(&self) -> i32 {
+        let busy = with!(self, engine => {
+            engine.cancel_nothing_but_take_in();
+            engine.in_flight() > 0 || engine.keeps_running()
+        });
+        if busy || self.shared.has_messages() {
+            return refused(libc::EBUSY, "upcall_loop_detach: operations or posts are in flight");
+        }
+        let released = with!(self, engine => engine.driver.release(&mut engine.core));
+        if let Err(error) = released {
+            return refused(error, "upcall_loop_detach: no new ring");
+        }
+        owner::forget(self);
+        self.shared.release(false);
+        0
+    }
+
+    pub fn fd(&self) -> i32 {
+        match with!(self, engine => engine.embed()) {
+            Ok(fd) => fd,
+            Err(error) => refused(error, "upcall_fd: no descriptor"),
+        }
+    }
+
+    // Questions.
+
+    pub fn now(&self) -> u64 {
+        if self.shared.is_mine() { with!(self, engine => engine.now()) } else { sys::now() }
+    }
+
+    pub fn backend(&self) -> upcall_backend {
+        self.backend
+    }
+
+    pub fn reason(&self) -> &CString {
+        &self.reason
+    }
+
+    pub fn supports(&self, kind: upcall_kind) -> i32 {
+        // SAFETY: the table of native kinds only ever changes from true to false, on the owner thread; a read that misses
+        // the change is as good as one made before it.
+        match unsafe { &*self.engine.get() } {
+            Either::Uring(engine) => engine.driver.supports(kind),
+            Either::Epoll(engine) => engine.driver.supports(kind),
+        }
+    }
+
+    pub fn stats(&self) -> upcall_stats {
+        upcall_stats { backend: self.backend, ..self.shared.stats() }
+    }
+
+    /// In a forked child: closes the descriptors this process inherited.
+    pub fn abandon(&self) {
+        // SAFETY: the child has one thread, and the parent's engine state is a private copy here.
+        match unsafe { &mut *self.engine.get() } {
+            Either::Uring(engine) => engine.abandon(),
+            Either::Epoll(engine) => engine.abandon(),
+        }
+        sys::close(self.shared.wake);
+    }
+}
+
+fn refused(error: i32, text: &str) -> i32 {
+    fail(error, text)
+}
+
+/// Delivers one thing of a loop whose owner has died. False: nothing is left.
+fn bury_one<D: Driver>(this: &Loop, engine: *mut Engine<D>) -> bool {
+    // SAFETY: the loop's engine; this thread has inherited it, and no reference lives across the callback.
+    let next = unsafe { &mut *engine }.next_of_the_dead();
+    match next {
+        None => false,
+        Some(turn::Next::Event(delivery)) => {
+            turn::hand_out(this, engine, delivery);
+            true
+        }
+        Some(turn::Next::Post(function, arg)) => {
+            // SAFETY: the program's function with the program's argument, as promised to upcall_post.
+            unsafe { function(this.handle(), arg) };
+            true
+        }
+    }
+}
+
+impl<D: Driver> Engine<D> {
+    /// Takes in what waits in the inbox.
+    fn cancel_nothing_but_take_in(&mut self) {
+        self.take_in();
+        self.serve_pools();
+    }
+
+    /// The buffer of a record that is dropped goes back to its pool.
+    fn return_record(&mut self, event: &upcall_event) {
+        if event.buffer.is_null() {
+            return;
+        }
+        for pool in self.watched_pools() {
+            if pool.give_back(event.buffer as usize) {
+                break;
+            }
+        }
+    }
+
+    /// Every operation ends in -EOWNERDEAD, also those that wait in the inbox.
+    fn orphan_all(&mut self) {
+        while let Some(message) = self.core.shared.next_message() {
+            match message {
+                Message::Submit(submission) => self.bury_submission(*submission),
+                Message::Post(function, arg) => self.keep_post(function, arg),
+                Message::Cancel(_) | Message::Returned(_) => {}
+            }
+        }
+        for index in 0..self.core.slots.table().committed() {
+            let slot = &self.core.slots[index];
+            if super::slot::is_live_id(slot.id()) && !matches!(slot.state, State::Free | State::Inbox | State::Ended) {
+                self.core.slots[index].bits |= bits::ORPHAN;
+                self.finish(index, -i64::from(libc::EOWNERDEAD));
+            }
+        }
+    }
+
+    fn bury_submission(&mut self, submission: Submission) {
+        for mut one in submission.accepted {
+            let index = index_of(one.id);
+            let slot = &mut self.core.slots[index];
+            slot.callback = one.op.callback;
+            slot.user = one.op.user;
+            slot.transferred = 0;
+            slot.kind = one.op.kind as u8;
+            slot.bits = bits::FOREIGN | bits::ORPHAN;
+            slot.side = NONE;
+            slot.rung = super::slot::rung::IDLE;
+            if let Some(pool) = one.side.as_mut().and_then(|side| side.pool.take()) {
+                pool.leave();
+            }
+            self.count_in();
+            self.finish(index, -i64::from(libc::EOWNERDEAD));
+        }
+    }
+
+    fn next_of_the_dead(&mut self) -> Option<turn::Next> {
+        if let Some((function, arg)) = self.next_post() {
+            return Some(turn::Next::Post(function, arg));
+        }
+        self.next_ended().map(turn::Next::Event)
+    }
+
+    /// Closes what a forked child inherited.
+    fn abandon(&mut self) {
+        self.driver.abandon();
+        self.abandon_embed();
+    }
+}

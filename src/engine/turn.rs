@@ -1,0 +1,330 @@
+//! One turn of the loop. The order: take in what other threads sent, hand over and wait, let timers come due, then deliver
+//! what was ready at that moment, at most `max_events`: first posts, then operations that ended without the driver, then the
+//! driver's outcomes. Callbacks run between two steps of the engine, never inside one.
+
+use super::embed::Embed;
+use super::settle::Delivery;
+use super::shared::Message;
+use super::slot::NONE;
+use super::{Engine, Loop};
+use crate::abi::*;
+use crate::driver::{Driver, Until};
+use crate::sys;
+use std::ffi::c_void;
+
+/// What may still be delivered in this turn.
+#[derive(Default)]
+pub(crate) struct Budget {
+    all: usize,
+    posts: usize,
+    ended: usize,
+}
+
+/// The next thing to run outside the engine.
+pub(crate) enum Next {
+    Event(Delivery),
+    Post(unsafe extern "C-unwind" fn(*mut upcall_loop, *mut c_void), *mut c_void),
+}
+
+impl<D: Driver> Engine<D> {
+    /// Takes in everything that other threads sent. Starts operations and cancels; runs nothing.
+    pub(super) fn take_in(&mut self) {
+        // Bounded, so that senders who never stop do not hold the turn up.
+        for _ in 0..4096 {
+            let Some(message) = self.core.shared.next_message() else { break };
+            match message {
+                Message::Submit(submission) => self.admit_foreign(*submission),
+                Message::Cancel(id) => {
+                    if let Some(index) = self.core.slots.find(id) {
+                        self.cancel_operation(index, super::slot::bits::ASKED);
+                    }
+                }
+                Message::Post(function, arg) => self.posts.push_back((function, arg)),
+                // The pools are looked at each turn.
+                Message::Returned(_) => {}
+            }
+        }
+        // The table's last slots may all lie in this thread's list: other threads get some.
+        if self.core.slots.table().left() == 0 && !self.core.shared.has_foreign() {
+            for _ in 0..16 {
+                let Some(index) = self.core.slots.donate() else { break };
+                self.core.shared.put_back_foreign(index);
+            }
+        }
+    }
+
+    /// Whether something can be delivered or done without waiting.
+    fn has_work(&self) -> bool {
+        self.ended_count > 0
+            || !self.ticks.is_empty()
+            || !self.posts.is_empty()
+            || !self.closers.is_empty()
+            || self.pools_have_work()
+            || self.core.shared.has_messages()
+            || self.driver.has_work()
+    }
+
+    /// The first half of a turn. `until`: how long it may wait if there is nothing to do.
+    fn gather(&mut self, until: Until) -> Result<(), i32> {
+        self.clock = 0;
+        if let Some(embed) = &mut self.embed {
+            embed.drain(&self.core.shared);
+        }
+        self.take_in();
+        self.start_closers();
+        if !self.pools.is_empty() {
+            self.serve_pools();
+        }
+        let mut until = if self.has_work() { Until::Now } else { until };
+        if until != Until::Now
+            && let Some(next) = self.timers.next(&self.core.slots)
+        {
+            until = match until {
+                Until::Time(at) => Until::Time(at.min(next)),
+                _ => Until::Time(next),
+            };
+        }
+        let result = if until != Until::Now && self.spin_ns > 0 {
+            self.spin_then_turn(until)
+        } else {
+            self.driver.turn(&mut self.core, until)
+        };
+        if until != Until::Now {
+            self.clock = 0;
+        }
+        if self.core.shared.has_messages() {
+            self.take_in();
+        }
+        if !self.pools.is_empty() {
+            self.serve_pools();
+        }
+        if !self.timers.is_empty() {
+            let now = self.now();
+            while let Some(index) = self.timers.pop_due(&mut self.core.slots, now) {
+                self.on_timer(index, now);
+            }
+        }
+        self.budget = Budget { all: self.max_events, posts: self.posts.len(), ended: self.ended_count };
+        result
+    }
+
+    /// Looks again for a while before sleeping, as long as that was worth it the last time.
+    fn spin_then_turn(&mut self, until: Until) -> Result<(), i32> {
+        let begun = sys::now();
+        if self.last_sleep_ns <= self.spin_ns {
+            let mut limit = begun + self.spin_ns;
+            if let Until::Time(at) = until {
+                limit = limit.min(at);
+            }
+            loop {
+                self.driver.turn(&mut self.core, Until::Now)?;
+                let now = sys::now();
+                if self.driver.has_leftovers() || self.core.shared.has_messages() || now >= limit {
+                    break;
+                }
+            }
+            if self.driver.has_leftovers() || self.core.shared.has_messages() {
+                self.last_sleep_ns = 0;
+                return Ok(());
+            }
+        }
+        let result = self.driver.turn(&mut self.core, until);
+        self.last_sleep_ns = sys::now() - begun;
+        result
+    }
+
+    /// The next thing to deliver in this turn.
+    #[inline(always)]
+    pub(super) fn next(&mut self) -> Option<Next> {
+        if self.budget.all == 0 {
+            return None;
+        }
+        if (self.budget.posts | self.budget.ended | self.ticks.len()) != 0
+            && let Some(next) = self.next_of_the_engine()
+        {
+            self.budget.all -= 1;
+            return Some(next);
+        }
+        loop {
+            let outcome = self.driver.next(&mut self.core)?;
+            if let Some(delivery) = self.settle(outcome) {
+                self.budget.all -= 1;
+                return Some(Next::Event(delivery));
+            }
+        }
+    }
+
+    fn next_of_the_engine(&mut self) -> Option<Next> {
+        if self.budget.posts > 0 {
+            self.budget.posts -= 1;
+            if let Some((function, arg)) = self.posts.pop_front() {
+                return Some(Next::Post(function, arg));
+            }
+        }
+        while let Some((id, periods)) = self.ticks.pop_front() {
+            if let Some(delivery) = self.tick_event(id, periods) {
+                return Some(Next::Event(delivery));
+            }
+        }
+        if self.budget.ended == 0 {
+            return None;
+        }
+        self.budget.ended -= 1;
+        self.next_ended().map(Next::Event)
+    }
+
+    /// The final event of the first operation that ended without the driver.
+    pub(super) fn next_ended(&mut self) -> Option<Delivery> {
+        let index = self.ended_first;
+        if index == NONE {
+            return None;
+        }
+        self.ended_first = self.core.slots[index].next;
+        if self.ended_first == NONE {
+            self.ended_last = NONE;
+        }
+        self.ended_count -= 1;
+        let result = self.core.slots[index].args.len as i64;
+        Some(self.conclude(index, result, None))
+    }
+
+    /// A record for reap.
+    pub(super) fn keep(&mut self, event: upcall_event) {
+        self.records.push_back(event);
+    }
+
+    /// Copies records out.
+    pub fn reap(&mut self, room: &mut [std::mem::MaybeUninit<upcall_event>]) -> usize {
+        let count = room.len().min(self.records.len());
+        for (place, event) in room.iter_mut().zip(self.records.drain(..count)) {
+            place.write(event);
+        }
+        for place in &room[..count] {
+            // SAFETY: written just above.
+            let event = unsafe { place.assume_init_ref() };
+            if event.flags & UPCALL_MORE != 0 {
+                self.on_reaped(event.id);
+            }
+        }
+        count
+    }
+
+    pub fn unreaped(&self) -> usize {
+        self.records.len()
+    }
+
+    /// Takes all records away, for a loop that ends.
+    pub fn drop_records(&mut self) -> Vec<upcall_event> {
+        self.records.drain(..).collect()
+    }
+
+    /// The end of a turn: a loop that is waited for from outside says whether it has more to do.
+    fn settle_embedding(&mut self) {
+        if self.embed.is_none() {
+            return;
+        }
+        self.driver.prepare_embedded_sleep(&mut self.core);
+        let more = self.has_work() || self.driver.has_leftovers();
+        let next = self.timers.next(&self.core.slots);
+        if let Some(embed) = &mut self.embed {
+            embed.rest(&self.core.shared, more, next);
+        }
+    }
+
+    /// Outside a turn something was submitted or cancelled: the outside wait must end.
+    #[inline(always)]
+    pub fn touched(&mut self) {
+        if self.embed.is_some() && !self.in_turn {
+            let next = self.timers.next(&self.core.slots);
+            if let Some(embed) = &mut self.embed {
+                embed.touched(&self.core.shared, next);
+            }
+        }
+    }
+
+    /// Makes the descriptor for another event loop.
+    pub fn embed(&mut self) -> Result<i32, i32> {
+        if self.embed.is_none() {
+            let source = self.driver.embed()?;
+            self.embed = Some(Embed::new(&self.core.shared, source)?);
+            self.settle_embedding();
+        }
+        Ok(self.embed.as_ref().map_or(-libc::ENOMEM, Embed::fd))
+    }
+}
+
+/// Runs turns until something was delivered, the time is over, or the wait was ended. `engine` is the loop's.
+///
+/// SAFETY contract of the body: the pointer is the loop's engine, on its owner thread; a reference to it is made for each
+/// step and never lives across a callback, which may come back into the engine.
+pub(super) fn poll<D: Driver>(this: &Loop, engine: *mut Engine<D>, timeout_ns: i64, mind_records: bool) -> i32 {
+    // SAFETY: see above.
+    let e = || unsafe { &mut *engine };
+    let until = match timeout_ns {
+        0 => Until::Now,
+        ..0 => Until::Forever,
+        _ => Until::Time(sys::now().saturating_add(timeout_ns as u64)),
+    };
+    e().in_turn = true;
+    let mut delivered = 0;
+    let result = loop {
+        let wait = if mind_records && e().unreaped() > 0 { Until::Now } else { until };
+        let gathered = e().gather(wait);
+        delivered += deliver(this, engine);
+        let over = match wait {
+            Until::Now => true,
+            Until::Time(at) => delivered == 0 && sys::now() >= at,
+            Until::Forever => false,
+        };
+        match gathered {
+            Err(libc::EINTR) => break 0,
+            Err(error) if delivered == 0 => break -error,
+            _ if delivered > 0 || over || this.shared().was_nudged() => break 0,
+            _ => {}
+        }
+    };
+    e().settle_embedding();
+    e().in_turn = false;
+    if result < 0 { result } else { delivered }
+}
+
+/// Delivers what the turn has gathered.
+#[inline(always)]
+pub(super) fn deliver<D: Driver>(this: &Loop, engine: *mut Engine<D>) -> i32 {
+    // SAFETY: as for `poll`.
+    let e = || unsafe { &mut *engine };
+    let mut delivered = 0;
+    while let Some(next) = e().next() {
+        match next {
+            Next::Event(delivery) => hand_out(this, engine, delivery),
+            Next::Post(function, arg) => {
+                // SAFETY: the program's function with the program's argument, as promised to upcall_post.
+                unsafe { function(this.handle(), arg) };
+            }
+        }
+        delivered += 1;
+    }
+    delivered
+}
+
+/// Calls back, or keeps the record.
+#[inline(always)]
+pub(super) fn hand_out<D: Driver>(this: &Loop, engine: *mut Engine<D>, delivery: Delivery) {
+    // SAFETY: as for `poll`.
+    let e = || unsafe { &mut *engine };
+    let Some(callback) = delivery.callback else { return e().keep(delivery.event) };
+    let slow = e().slow_callback_ns;
+    let counters = &this.shared().counters;
+    counters.callbacks.add(1);
+    if slow == 0 {
+        // SAFETY: the program's callback, as promised in the header.
+        unsafe { callback(this.handle(), &delivery.event) };
+        return;
+    }
+    let begun = sys::now();
+    // SAFETY: as above.
+    unsafe { callback(this.handle(), &delivery.event) };
+    let took = sys::now() - begun;
+    counters.longest_callback.raise_to(took);
+    counters.slow_callbacks.add(u64::from(took > slow));
+}

@@ -1,0 +1,58 @@
+//! Address space: reserved first, made usable piece by piece, never moved.
+
+/// A reserved range of addresses.
+pub(crate) struct Reservation {
+    base: *mut u8,
+    len: usize,
+}
+
+// SAFETY: a range of addresses; who may touch what in it is its users' rule.
+unsafe impl Send for Reservation {}
+// SAFETY: as above.
+unsafe impl Sync for Reservation {}
+
+impl Reservation {
+    /// Reserves `len` bytes without using memory.
+    pub fn new(len: usize) -> Result<Reservation, i32> {
+        // SAFETY: a new private mapping.
+        let base = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                len,
+                libc::PROT_NONE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+                -1,
+                0,
+            )
+        };
+        if base == libc::MAP_FAILED { Err(super::errno()) } else { Ok(Reservation { base: base.cast(), len }) }
+    }
+
+    /// Makes `[from, to)` readable and writable, zeroed.
+    pub fn commit(&self, from: usize, to: usize) -> Result<(), i32> {
+        assert!(from <= to && to <= self.len);
+        // SAFETY: inside this mapping.
+        match unsafe { libc::mprotect(self.base.add(from).cast(), to - from, libc::PROT_READ | libc::PROT_WRITE) } {
+            0 => Ok(()),
+            _ => Err(super::errno()),
+        }
+    }
+
+    #[inline(always)]
+    pub fn base(&self) -> *mut u8 {
+        self.base
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        // SAFETY: this mapping, which nobody uses any more.
+        unsafe { libc::munmap(self.base.cast(), self.len) };
+    }
+}
+
+/// The page size.
+pub(crate) fn page_size() -> usize {
+    // SAFETY: no pointers.
+    (unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).max(4096) as usize
+}

@@ -1,0 +1,332 @@
+//! Thin wrappers over libc that answer a value or a negative errno, so that the rest of the library reads without `unsafe`
+//! and without `errno`. One function, one system call, no policy, except for the few questions about descriptors below.
+
+pub(crate) mod fork;
+pub(crate) mod memory;
+pub(crate) mod ring;
+pub(crate) mod thread;
+
+use libc::{c_char, c_void, iovec, msghdr, sockaddr, socklen_t};
+use std::ffi::CStr;
+use std::sync::atomic::{AtomicI32, Ordering};
+
+/// preadv2(2): do not wait for data that is not there.
+pub(crate) const RWF_NOWAIT: i32 = 8;
+/// pwritev2(2), since Linux 6.18: no SIGPIPE.
+const RWF_NOSIGNAL: i32 = 0x100;
+
+/// The call's value or -errno.
+#[inline(always)]
+fn answer(value: i64) -> i64 {
+    if value >= 0 { value } else { -i64::from(errno()) }
+}
+
+/// errno of this thread.
+#[inline]
+pub(crate) fn errno() -> i32 {
+    // SAFETY: __errno_location returns a valid pointer to this thread's errno.
+    unsafe { *libc::__errno_location() }
+}
+
+/// A system call whose pointers, if any, are the operation's: the program or its side block keeps them valid until the
+/// final event (the one safety argument of the crate).
+macro_rules! call {
+    ($($name:ident($($arg:ident: $type:ty),*) = $body:expr;)*) => {
+        $(#[inline]
+        pub(crate) fn $name($($arg: $type),*) -> i64 {
+            // SAFETY: pointers are the operation's own (see the macro); the kernel answers EFAULT for bad ones.
+            answer(i64::from(unsafe { $body }))
+        })*
+    };
+}
+
+call! {
+    preadv2(fd: i32, iov: *const iovec, count: usize, offset: i64, flags: i32) = libc::preadv2(fd, iov, count as i32, offset, flags) as i64;
+    pwritev2(fd: i32, iov: *const iovec, count: usize, offset: i64, flags: i32) = libc::pwritev2(fd, iov, count as i32, offset, flags) as i64;
+    readv(fd: i32, iov: *const iovec, count: usize) = libc::readv(fd, iov, count as i32) as i64;
+    writev_raw(fd: i32, iov: *const iovec, count: usize) = libc::writev(fd, iov, count as i32) as i64;
+    pread(fd: i32, buf: *mut c_void, len: usize, offset: i64) = libc::pread(fd, buf, len, offset) as i64;
+    pwrite(fd: i32, buf: *const c_void, len: usize, offset: i64) = libc::pwrite(fd, buf, len, offset) as i64;
+    fsync(fd: i32) = libc::fsync(fd);
+    fdatasync(fd: i32) = libc::fdatasync(fd);
+    openat(dirfd: i32, path: *const c_char, flags: i32, mode: u32) = libc::openat(dirfd, path, flags, mode);
+    close(fd: i32) = libc::close(fd);
+    statx(dirfd: i32, path: *const c_char, flags: i32, mask: u32, out: *mut libc::statx) = libc::statx(dirfd, path, flags, mask, out);
+    socket(domain: i32, kind: i32, protocol: i32) = libc::socket(domain, kind, protocol);
+    bind(fd: i32, addr: *const sockaddr, len: socklen_t) = libc::bind(fd, addr, len);
+    listen(fd: i32, backlog: i32) = libc::listen(fd, backlog);
+    accept4(fd: i32, addr: *mut sockaddr, len: *mut socklen_t, flags: i32) = libc::accept4(fd, addr, len, flags);
+    connect(fd: i32, addr: *const sockaddr, len: socklen_t) = libc::connect(fd, addr, len);
+    recv(fd: i32, buf: *mut c_void, len: usize, flags: i32) = libc::recv(fd, buf, len, flags) as i64;
+    send(fd: i32, buf: *const c_void, len: usize, flags: i32) = libc::send(fd, buf, len, flags) as i64;
+    recvmsg(fd: i32, msg: *mut msghdr, flags: i32) = libc::recvmsg(fd, msg, flags) as i64;
+    sendmsg(fd: i32, msg: *const msghdr, flags: i32) = libc::sendmsg(fd, msg, flags) as i64;
+    shutdown(fd: i32, how: i32) = libc::shutdown(fd, how);
+    eventfd() = libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK);
+    epoll_create() = libc::epoll_create1(libc::EPOLL_CLOEXEC);
+    timerfd_create() = libc::timerfd_create(libc::CLOCK_MONOTONIC, libc::TFD_CLOEXEC | libc::TFD_NONBLOCK);
+}
+
+/// epoll_ctl(2) with `data` as the event's 64 bits.
+pub(crate) fn epoll_ctl(epoll: i32, op: i32, fd: i32, events: u32, data: u64) -> i64 {
+    let mut event = libc::epoll_event { events, u64: data };
+    // SAFETY: `event` lives across the call.
+    answer(i64::from(unsafe { libc::epoll_ctl(epoll, op, fd, &mut event) }))
+}
+
+/// epoll_pwait2(2) with a nanosecond timeout (negative: no limit); epoll_wait(2), rounded up, where the kernel has none
+/// (before 5.11).
+pub(crate) fn epoll_wait(epoll: i32, events: &mut [libc::epoll_event], timeout_ns: i64) -> i64 {
+    static HAS_PWAIT2: AtomicI32 = AtomicI32::new(1);
+    let (at, room) = (events.as_mut_ptr(), events.len() as i32);
+    if timeout_ns > 0 && HAS_PWAIT2.load(Ordering::Relaxed) == 1 {
+        let time = timespec(timeout_ns as u64);
+        // SAFETY: `events` has room for `room` events; `time` lives across the call; no signal mask is passed.
+        let result = unsafe {
+            libc::syscall(libc::SYS_epoll_pwait2, epoll, at, room, &raw const time, std::ptr::null::<c_void>(), 0usize)
+        };
+        match answer(result) {
+            error if matches!(-error as i32, libc::ENOSYS | libc::EPERM) => HAS_PWAIT2.store(0, Ordering::Relaxed),
+            result => return result,
+        }
+    }
+    let millis = match timeout_ns {
+        ..0 => -1,
+        0 => 0,
+        _ => ((timeout_ns - 1) / 1_000_000 + 1).min(i64::from(i32::MAX)) as i32,
+    };
+    // SAFETY: `events` has room for `room` events.
+    answer(i64::from(unsafe { libc::epoll_wait(epoll, at, room, millis) }))
+}
+
+/// A duration or point in time, saturating at what the kernel takes.
+pub(crate) fn timespec(ns: u64) -> libc::timespec {
+    let ns = ns.min(i64::MAX as u64) as i64;
+    libc::timespec { tv_sec: ns / 1_000_000_000, tv_nsec: ns % 1_000_000_000 }
+}
+
+/// CLOCK_MONOTONIC in nanoseconds.
+#[inline]
+pub(crate) fn now() -> u64 {
+    let mut time = timespec(0);
+    // SAFETY: `time` is writable; CLOCK_MONOTONIC always exists.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut time) };
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+/// Arms a timerfd for an absolute time, or disarms it with 0.
+pub(crate) fn timerfd_set(fd: i32, at_ns: u64) -> i64 {
+    let spec = libc::itimerspec { it_interval: timespec(0), it_value: timespec(at_ns) };
+    // SAFETY: `spec` lives across the call.
+    answer(i64::from(unsafe { libc::timerfd_settime(fd, libc::TFD_TIMER_ABSTIME, &spec, std::ptr::null_mut()) }))
+}
+
+/// Adds one to an eventfd. It cannot fail in a way that matters: EAGAIN means it is readable already.
+#[inline]
+pub(crate) fn eventfd_write(fd: i32) {
+    let one: u64 = 1;
+    // SAFETY: eight readable bytes.
+    unsafe { libc::write(fd, (&raw const one).cast(), 8) };
+}
+
+/// Empties an eventfd or timerfd.
+pub(crate) fn eventfd_drain(fd: i32) {
+    let mut count: u64 = 0;
+    // SAFETY: eight writable bytes.
+    unsafe { libc::read(fd, (&raw mut count).cast(), 8) };
+}
+
+// Questions about descriptors.
+
+/// poll(2) without waiting: the events seen, 0 for none.
+pub(crate) fn poll_now(fd: i32, events: i16) -> i16 {
+    let mut one = libc::pollfd { fd, events, revents: 0 };
+    // SAFETY: one writable pollfd.
+    match unsafe { libc::poll(&mut one, 1, 0) } {
+        1 => one.revents,
+        _ => 0,
+    }
+}
+
+fn mode_of(fd: i32) -> Result<libc::mode_t, i32> {
+    // SAFETY: all-zero bytes are a valid stat; fstat fills it.
+    unsafe {
+        let mut stat: libc::stat = std::mem::zeroed();
+        match libc::fstat(fd, &mut stat) {
+            0 => Ok(stat.st_mode & libc::S_IFMT),
+            _ => Err(errno()),
+        }
+    }
+}
+
+/// A regular file or a disk: never "ready", has a position.
+pub(crate) fn is_file(fd: i32) -> bool {
+    matches!(mode_of(fd), Ok(libc::S_IFREG | libc::S_IFBLK | libc::S_IFDIR))
+}
+
+/// Whether positional I/O makes sense: a stream answers ESPIPE.
+pub(crate) fn is_stream(fd: i32) -> bool {
+    // SAFETY: no pointers.
+    unsafe { libc::lseek(fd, 0, libc::SEEK_CUR) < 0 && errno() == libc::ESPIPE }
+}
+
+/// Nothing of the file is at or after `offset`.
+pub(crate) fn is_at_end(fd: i32, offset: u64) -> bool {
+    // SAFETY: all-zero bytes are a valid stat; fstat fills it.
+    unsafe {
+        let mut stat: libc::stat = std::mem::zeroed();
+        libc::fstat(fd, &mut stat) == 0 && offset >= stat.st_size as u64
+    }
+}
+
+/// O_NONBLOCK is set.
+pub(crate) fn is_nonblocking(fd: i32) -> bool {
+    // SAFETY: no pointers.
+    let flags = unsafe { libc::fcntl(fd, libc::F_GETFL) };
+    flags >= 0 && flags & libc::O_NONBLOCK != 0
+}
+
+/// The descriptor is open.
+pub(crate) fn is_open(fd: i32) -> bool {
+    // SAFETY: no pointers.
+    unsafe { libc::fcntl(fd, libc::F_GETFD) >= 0 }
+}
+
+fn socket_option(fd: i32, name: i32) -> Result<i32, i32> {
+    let mut value: i32 = 0;
+    let mut len = size_of::<i32>() as socklen_t;
+    // SAFETY: `value` and `len` are writable.
+    match unsafe { libc::getsockopt(fd, libc::SOL_SOCKET, name, (&raw mut value).cast(), &mut len) } {
+        0 => Ok(value),
+        _ => Err(errno()),
+    }
+}
+
+/// SOCK_STREAM, SOCK_DGRAM …, or the errno (ENOTSOCK).
+pub(crate) fn socket_type(fd: i32) -> Result<i32, i32> {
+    socket_option(fd, libc::SO_TYPE)
+}
+
+/// Messages are delivered one by one: a short one is whole, and an empty one is a message.
+pub(crate) fn is_message_socket(fd: i32) -> bool {
+    socket_type(fd).is_ok_and(|kind| kind != libc::SOCK_STREAM)
+}
+
+/// An empty message can be told from the end of the stream.
+pub(crate) fn has_empty_messages(fd: i32) -> bool {
+    socket_type(fd).is_ok_and(|kind| matches!(kind, libc::SOCK_DGRAM | libc::SOCK_RAW))
+}
+
+/// A socket that connections arrive at.
+pub(crate) fn is_listening(fd: i32) -> bool {
+    socket_option(fd, libc::SO_ACCEPTCONN) == Ok(1)
+}
+
+/// SO_ERROR as a negative errno, 0 for none; reading it clears it.
+pub(crate) fn socket_error(fd: i32) -> i64 {
+    match socket_option(fd, libc::SO_ERROR) {
+        Ok(error) => -i64::from(error),
+        Err(error) => -i64::from(error),
+    }
+}
+
+/// Connecting a datagram socket only notes the address.
+pub(crate) fn connect_may_wait(fd: i32) -> bool {
+    socket_type(fd).is_ok_and(|kind| kind != libc::SOCK_DGRAM && kind != libc::SOCK_RAW)
+}
+
+/// A file's close may flush it to a server, a lingering socket's waits for its peer.
+pub(crate) fn close_may_wait(fd: i32) -> bool {
+    match mode_of(fd) {
+        Ok(libc::S_IFREG | libc::S_IFDIR | libc::S_IFBLK | libc::S_IFCHR) => true,
+        Ok(libc::S_IFSOCK) => {
+            let mut linger = libc::linger { l_onoff: 0, l_linger: 0 };
+            let mut len = size_of::<libc::linger>() as socklen_t;
+            // SAFETY: `linger` and `len` are writable.
+            unsafe {
+                libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_LINGER, (&raw mut linger).cast(), &mut len);
+            }
+            linger.l_onoff != 0
+        }
+        _ => false,
+    }
+}
+
+/// The family in a copied socket address.
+pub(crate) fn address_family(addr: *const sockaddr, len: u64) -> i32 {
+    if len < size_of::<libc::sa_family_t>() as u64 {
+        return libc::AF_UNSPEC;
+    }
+    // SAFETY: the side block's copy has at least the two bytes of the family.
+    i32::from(unsafe { (*addr).sa_family })
+}
+
+/// A look at what a path names before opening it. A name that changes in between is opened as what it was.
+pub(crate) fn names_fifo_or_device(dirfd: i32, path: *const c_char, no_follow: bool) -> bool {
+    let flags = if no_follow { libc::AT_SYMLINK_NOFOLLOW } else { 0 };
+    // SAFETY: all-zero bytes are a valid stat; `path` is the side block's NUL-terminated copy.
+    unsafe {
+        let mut stat: libc::stat = std::mem::zeroed();
+        libc::fstatat(dirfd, path, &mut stat, flags) == 0
+            && matches!(stat.st_mode & libc::S_IFMT, libc::S_IFIFO | libc::S_IFCHR)
+    }
+}
+
+// Writing without SIGPIPE.
+
+/// 1: the kernel knows RWF_NOSIGNAL; 0: it does not; -1: not asked yet.
+static NOSIGNAL: AtomicI32 = AtomicI32::new(-1);
+
+/// RWF_NOSIGNAL where the kernel knows it (6.18), else 0 and the caller keeps SIGPIPE away by the signal mask.
+pub(crate) fn rwf_nosignal() -> i32 {
+    match NOSIGNAL.load(Ordering::Relaxed) {
+        1 => RWF_NOSIGNAL,
+        0 => 0,
+        _ => {
+            let known = knows_nosignal();
+            NOSIGNAL.store(known.into(), Ordering::Relaxed);
+            if known { RWF_NOSIGNAL } else { 0 }
+        }
+    }
+}
+
+fn knows_nosignal() -> bool {
+    let fd = eventfd() as i32;
+    let one: u64 = 1;
+    let part = iovec { iov_base: (&raw const one).cast_mut().cast(), iov_len: 8 };
+    let known = pwritev2(fd, &part, 1, -1, RWF_NOSIGNAL) == 8;
+    close(fd);
+    known
+}
+
+/// pwritev2(RWF_NOWAIT) at the current position, without SIGPIPE. -EOPNOTSUPP for a file: its writer might get SIGXFSZ, so
+/// a pool thread does it.
+pub(crate) fn write_nowait(fd: i32, iov: *const iovec, count: usize) -> i64 {
+    if is_file(fd) {
+        return -i64::from(libc::EOPNOTSUPP);
+    }
+    match rwf_nosignal() {
+        0 => thread::without_sigpipe(|| pwritev2(fd, iov, count, -1, RWF_NOWAIT)),
+        flag => pwritev2(fd, iov, count, -1, RWF_NOWAIT | flag),
+    }
+}
+
+/// writev(2) without SIGPIPE. Library threads block the signal anyway; the loop's thread calls it for O_NONBLOCK only.
+pub(crate) fn writev(fd: i32, iov: *const iovec, count: usize) -> i64 {
+    thread::without_sigpipe(|| writev_raw(fd, iov, count))
+}
+
+/// Environment and privilege.
+pub(crate) fn runs_with_raised_privilege() -> bool {
+    // SAFETY: no pointers.
+    unsafe { libc::getauxval(libc::AT_SECURE) != 0 }
+}
+
+/// The value of an environment variable, copied.
+pub(crate) fn environment(name: &CStr) -> Option<Vec<u8>> {
+    // SAFETY: `name` is NUL-terminated; the value is copied at once, as getenv(3) asks for.
+    unsafe {
+        let value = libc::getenv(name.as_ptr());
+        (!value.is_null()).then(|| CStr::from_ptr(value).to_bytes().to_vec())
+    }
+}

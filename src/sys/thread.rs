@@ -1,0 +1,138 @@
+//! Threads: who this is, signals kept away, and one thread interrupted.
+
+use std::cell::Cell;
+use std::sync::OnceLock;
+
+/// The address of this thread's control block: unique among living threads, one instruction. A dead thread's may be reused,
+/// so owners are also forgotten by a thread-exit hook.
+#[inline(always)]
+pub(crate) fn pointer() -> usize {
+    #[cfg(target_arch = "x86_64")]
+    {
+        let pointer: usize;
+        // SAFETY: on x86-64 Linux the word at fs:0 is the thread control block's own address.
+        unsafe {
+            std::arch::asm!("mov {}, fs:0", out(reg) pointer, options(nostack, readonly, preserves_flags));
+        }
+        pointer
+    }
+    #[cfg(target_arch = "aarch64")]
+    {
+        let pointer: usize;
+        // SAFETY: tpidr_el0 holds the thread pointer on aarch64 Linux.
+        unsafe {
+            std::arch::asm!("mrs {}, tpidr_el0", out(reg) pointer, options(nostack, nomem, preserves_flags));
+        }
+        pointer
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    // SAFETY: no pointers.
+    unsafe {
+        libc::pthread_self() as usize
+    }
+}
+
+/// Blocks every signal on this thread: the library's own threads never run the program's handlers, and a write that would
+/// raise SIGPIPE or SIGXFSZ only fails.
+pub(crate) fn block_signals(except: Option<i32>) {
+    // SAFETY: a local signal set.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigfillset(&mut set);
+        if let Some(signal) = except {
+            libc::sigdelset(&mut set, signal);
+        }
+        libc::pthread_sigmask(libc::SIG_SETMASK, &set, std::ptr::null_mut());
+    }
+}
+
+fn sigpipe_alone() -> libc::sigset_t {
+    // SAFETY: a local signal set.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&mut set);
+        libc::sigaddset(&mut set, libc::SIGPIPE);
+        set
+    }
+}
+
+/// Runs `call` with SIGPIPE kept away: blocked, and taken out again if `call` raised it.
+pub(crate) fn without_sigpipe<T>(call: impl FnOnce() -> T) -> T {
+    let set = sigpipe_alone();
+    // SAFETY: local signal sets; sigpending and sigtimedwait only look at this thread's.
+    unsafe {
+        let mut before: libc::sigset_t = std::mem::zeroed();
+        let mut pending: libc::sigset_t = std::mem::zeroed();
+        libc::sigpending(&mut pending);
+        let was_pending = libc::sigismember(&pending, libc::SIGPIPE) == 1;
+        libc::pthread_sigmask(libc::SIG_BLOCK, &set, &mut before);
+        let result = call();
+        if !was_pending {
+            let errno = super::errno();
+            let zero = super::timespec(0);
+            while libc::sigtimedwait(&set, std::ptr::null_mut(), &zero) < 0 && super::errno() == libc::EINTR {}
+            *libc::__errno_location() = errno;
+        }
+        libc::pthread_sigmask(libc::SIG_SETMASK, &before, std::ptr::null_mut());
+        result
+    }
+}
+
+/// The signal that interrupts a system call on one of the library's own threads: the highest real-time signal that the
+/// program has not given a meaning, with a handler that does nothing. Set when first needed; 0: none was free.
+pub(crate) fn interrupt_signal() -> i32 {
+    static SIGNAL: OnceLock<i32> = OnceLock::new();
+    extern "C" fn nothing(_: i32) {}
+    *SIGNAL.get_or_init(|| {
+        for signal in (libc::SIGRTMIN()..=libc::SIGRTMAX()).rev() {
+            // SAFETY: local sigactions; the handler does nothing and is async-signal-safe.
+            unsafe {
+                let mut action: libc::sigaction = std::mem::zeroed();
+                if libc::sigaction(signal, std::ptr::null(), &mut action) != 0 || action.sa_sigaction != libc::SIG_DFL {
+                    continue;
+                }
+                action.sa_sigaction = nothing as *const () as usize;
+                action.sa_flags = 0;
+                if libc::sigaction(signal, &action, std::ptr::null_mut()) == 0 {
+                    return signal;
+                }
+            }
+        }
+        0
+    })
+}
+
+/// This thread's kernel id.
+pub(crate) fn id() -> i32 {
+    thread_local!(static ID: Cell<i32> = const { Cell::new(0) });
+    ID.with(|cell| {
+        if cell.get() == 0 {
+            // SAFETY: no pointers.
+            cell.set(unsafe { libc::syscall(libc::SYS_gettid) } as i32);
+        }
+        cell.get()
+    })
+}
+
+/// Interrupts a system call of one of the library's own threads.
+pub(crate) fn interrupt(thread: i32) {
+    let signal = interrupt_signal();
+    if signal != 0 && thread != 0 {
+        // SAFETY: no pointers; a thread that is gone answers ESRCH.
+        unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), thread, signal) };
+    }
+}
+
+/// Runs `call` with every signal blocked, so that a thread it starts is born that way.
+pub(crate) fn with_signals_blocked<T>(call: impl FnOnce() -> T) -> T {
+    // SAFETY: local signal sets.
+    unsafe {
+        let mut all: libc::sigset_t = std::mem::zeroed();
+        let mut before: libc::sigset_t = std::mem::zeroed();
+        libc::sigfillset(&mut all);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &all, &mut before);
+        let result = call();
+        libc::pthread_sigmask(libc::SIG_SETMASK, &before, std::ptr::null_mut());
+        result
+    }
+}
