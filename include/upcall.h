@@ -141,123 +141,6 @@ struct timespec;
 #define UPCALL_NATIVE 2
 
 /**
- * Not at all.
- */
-#define IDLE 0
-
-/**
- * One request in the ring.
- */
-#define NATIVE 1
-
-/**
- * In the queue of attempts.
- */
-#define QUEUED 2
-
-/**
- * Waiting for readiness.
- */
-#define WAITING 3
-
-/**
- * On a thread of the pool.
- */
-#define POOL 4
-
-/**
- * On a thread of its own.
- */
-#define OWN 5
-
-/**
- * The ring was full: waits to be encoded.
- */
-#define BACKLOG 6
-
-/**
- * In its descriptor's list.
- */
-#define LISTED 1
-
-/**
- * The result counts bytes.
- */
-#define MOVES (1 << 1)
-
-/**
- * Does not keep run alive.
- */
-#define BACKGROUND (1 << 2)
-
-/**
- * The slot belongs to other threads' submissions.
- */
-#define FOREIGN (1 << 3)
-
-/**
- * Asked to end.
- */
-#define ASKED (1 << 4)
-
-/**
- * Asked to end by its own deadline.
- */
-#define EXPIRED (1 << 5)
-
-/**
- * Cancelled in the submission queue: it became a NOP.
- */
-#define WITHDRAWN (1 << 6)
-
-/**
- * UPCALL_FULL.
- */
-#define FULL (1 << 7)
-
-/**
- * UPCALL_MULTISHOT.
- */
-#define MULTI (1 << 8)
-
-/**
- * Has a side block.
- */
-#define SIDE (1 << 9)
-
-/**
- * Part of an ordered submit.
- */
-#define GROUPED (1 << 10)
-
-/**
- * Starting or ending it takes more than handing it to the driver and back.
- */
-#define SPECIAL (1 << 11)
-
-/**
- * A shortage was reported.
- */
-#define REPORTED (1 << 12)
-
-/**
- * A native refusal is being tried another way.
- */
-#define RETRIED (1 << 13)
-
-/**
- * Has an entry in the timers.
- */
-#define TIMED (1 << 14)
-
-/**
- * The owner died: its result is not to be believed.
- */
-#define ORPHAN (1 << 15)
-
-#define SLOW ~((((LISTED | MOVES) | BACKGROUND) | FOREIGN) | TIMED)
-
-/**
  * A pool of equal buffers that operations borrow from when data is there: upcall_buffers_new(), upcall_buffers_return(),
  * upcall_buffers_free().
  */
@@ -543,7 +426,8 @@ typedef struct upcall_msg {
      */
     uint32_t controllen;
     /**
-     * Bytes of the message itself; more than there was room for means it was cut (MSG_TRUNC in flags).
+     * Bytes of the message that are in the buffer; MSG_TRUNC in flags says that it was cut. With MSG_TRUNC in the
+     * operation's flags it is the message's whole length.
      */
     uint32_t payloadlen;
     /**

@@ -221,7 +221,8 @@ pub struct upcall_msg {
     pub namelen: u32,
     /// Bytes of control data.
     pub controllen: u32,
-    /// Bytes of the message itself; more than there was room for means it was cut (MSG_TRUNC in flags).
+    /// Bytes of the message that are in the buffer; MSG_TRUNC in flags says that it was cut. With MSG_TRUNC in the
+    /// operation's flags it is the message's whole length.
     pub payloadlen: u32,
     /// As recvmsg(2) sets msg_flags.
     pub flags: u32,

@@ -174,6 +174,9 @@ impl<D: Driver> Engine<D> {
                 self.watch_pool(index);
             }
         }
+        if def.is(op::TIMER) {
+            self.core.slots[index].args.offset = at;
+        }
         if operation.timeout_ns != 0 {
             self.set_timeout(index, operation, at, parked);
         }
@@ -214,7 +217,9 @@ impl<D: Driver> Engine<D> {
         }
         self.in_flight += 1;
         self.foreground += usize::from(set & bits::BACKGROUND == 0);
-        self.core.counters().submitted.add(1);
+        if self.core.slots[index].bits & bits::FOREIGN == 0 {
+            self.core.counters().submitted.add(1);
+        }
     }
 
     /// The operation's deadline, counted from acceptance or, when it has to wait its turn, from its start.
@@ -271,6 +276,9 @@ impl<D: Driver> Engine<D> {
                 self.core.slots[index].bits |= bits::SIDE;
                 self.watch_pool(index);
             }
+            if def.is(op::TIMER) {
+                self.core.slots[index].args.offset = submission.at;
+            }
             if one.op.timeout_ns != 0 {
                 self.set_timeout(index, &one.op, submission.at, ordered);
             }
@@ -302,7 +310,7 @@ impl<D: Driver> Engine<D> {
             }
         }
         if def.is(op::TIMER) {
-            return self.start_timer(index);
+            return self.start_timer(index, parked);
         }
         let fd = self.core.slots[index].args.fd();
         if def.is(op::FD) && (fd < 0 || self.core.descriptors.is_closing(fd)) {
@@ -351,10 +359,13 @@ impl<D: Driver> Engine<D> {
         }
     }
 
-    fn start_timer(&mut self, index: u32) {
+    /// A sleep counts like a deadline: from acceptance, or from when its turn came. `args.offset` holds that, then when it
+    /// is due.
+    fn start_timer(&mut self, index: u32, parked: bool) {
         let until = self.core.slots[index].kind == op::SLEEP_UNTIL;
         let span = self.core.slots[index].args.len;
-        let due = if until { span } else { sys::now().saturating_add(span) };
+        let begun = if parked { sys::now() } else { self.core.slots[index].args.offset };
+        let due = if until { span } else { begun.saturating_add(span) };
         let slot = &mut self.core.slots[index];
         slot.args.offset = due;
         slot.state = State::Sleeping;

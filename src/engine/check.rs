@@ -72,29 +72,29 @@ fn options(operation: &upcall_op, def: &OpDef, last: bool, shared: &Arc<Shared>)
         return refuse("reserved is not zero");
     }
     if has(UPCALL_FULL) && !def.is(op::CAN_FULL) {
-        return refuse("UPCALL_FULL is for reads, writes, receives and sends");
+        return refuse("flags has UPCALL_FULL, which is for reads, writes, receives and sends");
     }
     if has(UPCALL_MULTISHOT) && !def.is(op::CAN_MULTI) {
-        return refuse("UPCALL_MULTISHOT is for accept, recv, recvmsg, poll and sleep");
+        return refuse("flags has UPCALL_MULTISHOT, which is for accept, recv, recvmsg, poll and sleep");
     }
     if has(UPCALL_FULL) && (has(UPCALL_MULTISHOT) || !operation.buffers.is_null()) {
-        return refuse("UPCALL_FULL goes neither with UPCALL_MULTISHOT nor with buffers");
+        return refuse("flags: UPCALL_FULL goes neither with UPCALL_MULTISHOT nor with buffers");
     }
     if has(LINKS) && has(UPCALL_MULTISHOT) {
-        return refuse("a multishot cannot be linked");
+        return refuse("flags: a multishot cannot be linked");
     }
     if has(UPCALL_LINK) && has(UPCALL_LINK_ALWAYS) {
-        return refuse("UPCALL_LINK and UPCALL_LINK_ALWAYS exclude each other");
+        return refuse("flags: UPCALL_LINK and UPCALL_LINK_ALWAYS exclude each other");
     }
     if has(LINKS) && last {
-        return refuse("a link flag on the last op links to nothing");
+        return refuse("flags: a link on the last op leads to nothing");
     }
     if operation.buffers.is_null() {
         if operation.lend_max != 0 {
             return refuse("lend_max is set but buffers is NULL");
         }
         if has(UPCALL_MULTISHOT) && def.is(op::MULTI_LENDS) {
-            return refuse("UPCALL_MULTISHOT needs buffers: each event lends one");
+            return refuse("flags: UPCALL_MULTISHOT needs buffers: each event lends one");
         }
         return Ok(());
     }

@@ -30,7 +30,7 @@ pub(crate) fn check(config: &upcall_config) -> Result<(), Refusal> {
     };
     within("backend", config.backend, UPCALL_BACKEND_AUTO, UPCALL_BACKEND_EPOLL)?;
     within("entries", config.entries, 1, 32768)?;
-    within("max_events", config.max_events, 1, 1 << 30)?;
+    within("max_events", config.max_events, 1, u32::MAX)?;
     within("workers", config.workers, 2, 1024)?;
     within("max_operations", config.max_operations, 1, super::slot::MAX_SLOTS + 1)?;
     if config.flags != 0 {

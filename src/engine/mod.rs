@@ -120,7 +120,6 @@ impl<D: Driver> Engine<D> {
     fn count_in(&mut self) {
         self.in_flight += 1;
         self.foreground += 1;
-        self.core.counters().submitted.add(1);
     }
 
     fn keep_post(&mut self, function: unsafe extern "C-unwind" fn(*mut upcall_loop, *mut c_void), arg: *mut c_void) {

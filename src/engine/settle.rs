@@ -459,17 +459,21 @@ impl<D: Driver> Engine<D> {
         {
             finish(&slot.args, side, result);
         }
-        self.leave_group(index, def, result, part);
+        let steps = self.leave_group(index, def, result, part);
         self.leave(index);
+        if let Some(steps) = steps {
+            self.follow(steps);
+        }
         delivery
     }
 
-    /// Tells the operation's ordered submit how it ended.
-    fn leave_group(&mut self, index: u32, def: &OpDef, result: i64, part: u64) {
+    /// Tells the operation's ordered submit how it ended: what follows once it has left.
+    fn leave_group(&mut self, index: u32, def: &OpDef, result: i64, part: u64) -> Option<Steps> {
         if !self.core.slots[index].has(bits::GROUPED) {
-            return;
+            return None;
         }
-        let Some((Some(number), place)) = self.core.side_of(index).map(|side| (side.group, side.place)) else { return };
+        let (number, place) = self.core.side_of(index).map(|side| (side.group, side.place))?;
+        let number = number?;
         let full = !def.is(op::MOVES) || self.core.side_of(index).is_some_and(|side| side.pool.is_some()) || {
             let ended_by_engine = self.core.slots[index].state == State::Ended;
             ended_by_engine || self.core.left(index) <= part
@@ -480,7 +484,7 @@ impl<D: Driver> Engine<D> {
         if group.is_over() {
             self.free_groups.push(number);
         }
-        self.follow(steps);
+        Some(steps)
     }
 
     /// Frees everything an operation had. Its id is stale from here on.

@@ -115,6 +115,8 @@ pub(crate) struct Shared {
     foreign: SegQueue<u32>,
     pub wake: i32,
     wakeups: AtomicU64,
+    /// Operations accepted from outside.
+    pub submitted_outside: AtomicU64,
     pub counters: Counters,
 }
 
@@ -138,6 +140,7 @@ impl Shared {
             foreign: SegQueue::new(),
             wake: wake as i32,
             wakeups: AtomicU64::new(0),
+            submitted_outside: AtomicU64::new(0),
             counters: Counters::default(),
         })
     }
@@ -273,7 +276,8 @@ impl Shared {
     /// The counters as the program sees them.
     pub fn stats(&self) -> upcall_stats {
         let count = &self.counters;
-        let (submitted, completed) = (count.submitted.get(), count.completed.get());
+        let submitted = count.submitted.get() + self.submitted_outside.load(Ordering::Relaxed);
+        let completed = count.completed.get();
         let (cancelled, timed_out) = (count.cancelled.get(), count.timed_out.get());
         upcall_stats {
             submitted,

@@ -68,56 +68,56 @@ pub(crate) enum State {
 /// How the driver is doing it.
 pub(crate) mod rung {
     /// Not at all.
-    pub const IDLE: u8 = 0;
+    pub(crate) const IDLE: u8 = 0;
     /// One request in the ring.
-    pub const NATIVE: u8 = 1;
+    pub(crate) const NATIVE: u8 = 1;
     /// In the queue of attempts.
-    pub const QUEUED: u8 = 2;
+    pub(crate) const QUEUED: u8 = 2;
     /// Waiting for readiness.
-    pub const WAITING: u8 = 3;
+    pub(crate) const WAITING: u8 = 3;
     /// On a thread of the pool.
-    pub const POOL: u8 = 4;
+    pub(crate) const POOL: u8 = 4;
     /// On a thread of its own.
-    pub const OWN: u8 = 5;
+    pub(crate) const OWN: u8 = 5;
     /// The ring was full: waits to be encoded.
-    pub const BACKLOG: u8 = 6;
+    pub(crate) const BACKLOG: u8 = 6;
 }
 
 /// What the engine must remember of an operation. Anything in SLOW keeps it off the shortest way.
 pub(crate) mod bits {
     /// In its descriptor's list.
-    pub const LISTED: u16 = 1;
+    pub(crate) const LISTED: u16 = 1;
     /// The result counts bytes.
-    pub const MOVES: u16 = 1 << 1;
+    pub(crate) const MOVES: u16 = 1 << 1;
     /// Does not keep run alive.
-    pub const BACKGROUND: u16 = 1 << 2;
+    pub(crate) const BACKGROUND: u16 = 1 << 2;
     /// The slot belongs to other threads' submissions.
-    pub const FOREIGN: u16 = 1 << 3;
+    pub(crate) const FOREIGN: u16 = 1 << 3;
     /// Asked to end.
-    pub const ASKED: u16 = 1 << 4;
+    pub(crate) const ASKED: u16 = 1 << 4;
     /// Asked to end by its own deadline.
-    pub const EXPIRED: u16 = 1 << 5;
+    pub(crate) const EXPIRED: u16 = 1 << 5;
     /// Cancelled in the submission queue: it became a NOP.
-    pub const WITHDRAWN: u16 = 1 << 6;
+    pub(crate) const WITHDRAWN: u16 = 1 << 6;
     /// UPCALL_FULL.
-    pub const FULL: u16 = 1 << 7;
+    pub(crate) const FULL: u16 = 1 << 7;
     /// UPCALL_MULTISHOT.
-    pub const MULTI: u16 = 1 << 8;
+    pub(crate) const MULTI: u16 = 1 << 8;
     /// Has a side block.
-    pub const SIDE: u16 = 1 << 9;
+    pub(crate) const SIDE: u16 = 1 << 9;
     /// Part of an ordered submit.
-    pub const GROUPED: u16 = 1 << 10;
+    pub(crate) const GROUPED: u16 = 1 << 10;
     /// Starting or ending it takes more than handing it to the driver and back.
-    pub const SPECIAL: u16 = 1 << 11;
+    pub(crate) const SPECIAL: u16 = 1 << 11;
     /// A shortage was reported.
-    pub const REPORTED: u16 = 1 << 12;
+    pub(crate) const REPORTED: u16 = 1 << 12;
     /// A native refusal is being tried another way.
-    pub const RETRIED: u16 = 1 << 13;
+    pub(crate) const RETRIED: u16 = 1 << 13;
     /// Has an entry in the timers.
-    pub const TIMED: u16 = 1 << 14;
+    pub(crate) const TIMED: u16 = 1 << 14;
     /// The owner died: its result is not to be believed.
-    pub const ORPHAN: u16 = 1 << 15;
-    pub const SLOW: u16 = !(LISTED | MOVES | BACKGROUND | FOREIGN | TIMED);
+    pub(crate) const ORPHAN: u16 = 1 << 15;
+    pub(crate) const SLOW: u16 = !(LISTED | MOVES | BACKGROUND | FOREIGN | TIMED);
 }
 
 /// See the module. 128 bytes: what every operation touches, then what its forms work on.

@@ -70,7 +70,10 @@ impl Loop {
                 Err(denied) => reason = denied.reason,
             }
         } else {
-            reason.push_str("epoll was asked for");
+            reason.push_str(match wanted.backend {
+                UPCALL_BACKEND_EPOLL => "epoll: asked for by config.backend",
+                _ => "epoll: asked for by the environment variable UPCALL_BACKEND",
+            });
         }
         let core = Core::new(shared.clone());
         let (backend, engine) = match ring {
@@ -200,6 +203,7 @@ impl Loop {
             }
         }
         if !accepted.is_empty() {
+            self.shared.submitted_outside.fetch_add(accepted.len() as u64, Ordering::Relaxed);
             self.shared.tell(Message::Submit(Box::new(Submission { accepted, at })));
         }
         0
@@ -256,10 +260,10 @@ impl Loop {
                 engine.touched();
                 found
             });
-            return if found { 0 } else { -libc::ENOENT };
+            return if found { 0 } else { not_in_flight(id) };
         }
         if !self.shared.table.is_in_flight(id) {
-            return -libc::ENOENT;
+            return not_in_flight(id);
         }
         self.shared.tell(Message::Cancel(id));
         0
@@ -348,17 +352,20 @@ impl Loop {
 
     pub fn run(&self) -> i32 {
         loop {
-            if self.shared.stopped.swap(false, Ordering::SeqCst) {
-                self.shared.was_nudged();
-                return 1;
-            }
-            let busy = with!(self, engine => engine.keeps_running());
-            if !busy && !self.shared.has_messages() && self.shared.holds.load(Ordering::SeqCst) <= 0 {
+            let stopped = self.shared.stopped.load(Ordering::SeqCst);
+            let busy = with!(self, engine => {
+                engine.take_in_all();
+                engine.keeps_running()
+            });
+            if !stopped && !busy && !self.shared.has_messages() && self.shared.holds.load(Ordering::SeqCst) <= 0 {
                 return 0;
             }
-            let result = self.turn(-1, false);
+            let result = self.turn(if stopped { 0 } else { -1 }, false);
             if result < 0 {
                 return result;
+            }
+            if self.shared.stopped.swap(false, Ordering::SeqCst) {
+                return 1;
             }
         }
     }
@@ -446,7 +453,7 @@ impl Loop {
 
     pub fn detach(&self) -> i32 {
         let busy = with!(self, engine => {
-            engine.cancel_nothing_but_take_in();
+            engine.take_in_all();
             engine.in_flight() > 0 || engine.keeps_running()
         });
         if busy || self.shared.has_messages() {
@@ -506,6 +513,11 @@ impl Loop {
     }
 }
 
+#[cold]
+fn not_in_flight(id: upcall_id) -> i32 {
+    fail(libc::ENOENT, format_args!("upcall_cancel: no operation {id:#x} is in flight"))
+}
+
 fn refused(error: i32, text: &str) -> i32 {
     fail(error, text)
 }
@@ -530,7 +542,7 @@ fn bury_one<D: Driver>(this: &Loop, engine: *mut Engine<D>) -> bool {
 
 impl<D: Driver> Engine<D> {
     /// Takes in what waits in the inbox.
-    fn cancel_nothing_but_take_in(&mut self) {
+    fn take_in_all(&mut self) {
         self.take_in();
         self.serve_pools();
     }

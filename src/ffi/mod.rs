@@ -18,7 +18,7 @@ pub(crate) use text::{fail, fail_with};
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn upcall_config_init_sized(config: *mut upcall_config, size: usize) {
     // SAFETY: the program passed `size` writable bytes, or NULL.
-    unsafe { pointer::write_sized(config, size, &engine::config::defaults()) };
+    unsafe { pointer::write_config(config, size, &engine::config::defaults()) };
 }
 
 /// @brief Makes a loop. `config` NULL: the defaults. It belongs to the first thread that polls it; until then operations

@@ -132,6 +132,22 @@ pub(super) unsafe fn write_sized<T>(to: *mut T, size: usize, value: &T) {
     }
 }
 
+/// Fills the program's config: what it has room for, zeros after what this library knows, and its size.
+///
+/// # Safety
+/// `to` is NULL or `size` writable bytes.
+pub(super) unsafe fn write_config(to: *mut upcall_config, size: usize, defaults: &upcall_config) {
+    let mut sized = *defaults;
+    sized.size = size.min(u32::MAX as usize) as u32;
+    // SAFETY: the caller's promise.
+    unsafe {
+        write_sized(to, size, &sized);
+        if !to.is_null() && size > size_of::<upcall_config>() {
+            to.add(1).cast::<u8>().write_bytes(0, size - size_of::<upcall_config>());
+        }
+    }
+}
+
 /// Reads a config of the size it says (openat2(2)'s rule): a shorter one leaves defaults, a longer one must end in zeros.
 ///
 /// # Safety
@@ -142,11 +158,14 @@ pub(super) unsafe fn read_config(config: *const upcall_config, into: &mut upcall
     }
     // SAFETY: the first word is readable.
     let size = unsafe { config.cast::<u32>().read_unaligned() } as usize;
-    if !(8..=4096).contains(&size) {
+    if size < size_of::<u32>() {
         return Err(fail_with(
             libc::EINVAL,
             format_args!("upcall_loop_new: config.size is {size}: use upcall_config_init()"),
         ));
+    }
+    if size > 4096 {
+        return Err(fail_with(libc::E2BIG, format_args!("upcall_loop_new: config.size is {size}, more than a page")));
     }
     let known = size_of::<upcall_config>();
     // SAFETY: `size` readable bytes; the destination has `known`.

@@ -311,7 +311,7 @@ pub(crate) fn check_data(op: &upcall_op) -> Checked {
 /// An iovec array: at most IOV_MAX entries, none NULL with a length, no overflow of the sum.
 pub(crate) fn check_vector(address: u64, count: u64) -> Checked {
     if count > libc::UIO_MAXIOV as u64 {
-        return invalid(format!("n is {count}, more than IOV_MAX (1024)"));
+        return invalid(format!("iov: n is {count}, more than IOV_MAX (1024)"));
     }
     if address == 0 && count > 0 {
         return invalid(format!("iov is NULL but n is {count}"));

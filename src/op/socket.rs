@@ -306,6 +306,7 @@ fn lent_recvmsg(args: &Args, buffer: *mut u8, size: u32) -> Decision {
     msg.msg_iov = &mut part;
     msg.msg_iovlen = 1;
     let flags = (args.arg | CLOEXEC) as i32 | libc::MSG_DONTWAIT;
+    // With MSG_TRUNC in the flags the answer is the message's length, also of what was cut.
     let result = sys::recvmsg(args.fd(), &mut msg, flags);
     if result >= 0 {
         let out = upcall_msg {
@@ -317,7 +318,7 @@ fn lent_recvmsg(args: &Args, buffer: *mut u8, size: u32) -> Decision {
         // SAFETY: the buffer is the pool's and has room for the header (checked above); it may be unaligned.
         unsafe { buffer.cast::<upcall_msg>().write_unaligned(out) };
     }
-    unless_again(result, libc::POLLIN)
+    unless_again(result.min(part.iov_len as i64), libc::POLLIN)
 }
 
 /// Gives the program its header's results. Only the first part of a full transfer has a name and control data.
