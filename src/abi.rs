@@ -50,6 +50,7 @@ pub const UPCALL_BACKGROUND: u32 = 64;
 /// Further events of this operation follow; its memory and its id stay in use.
 pub const UPCALL_MORE: u32 = 1;
 /// Zero-copy: the buffer is free again.
+#[allow(dead_code, reason = "part of the event's frozen meaning")]
 pub const UPCALL_RELEASED: u32 = 2;
 /// This -ETIMEDOUT is upcall_op.timeout_ns, not the network's.
 pub const UPCALL_EXPIRED: u32 = 4;
@@ -227,6 +228,22 @@ pub struct upcall_msg {
     /// As recvmsg(2) sets msg_flags.
     pub flags: u32,
 }
+
+/// The version is written once, in Cargo.toml; the header's numbers must agree with it.
+const fn number(text: &str) -> u32 {
+    let (mut value, mut at) = (0, 0);
+    while at < text.len() {
+        value = value * 10 + (text.as_bytes()[at] - b'0') as u32;
+        at += 1;
+    }
+    value
+}
+const _: () = assert!(
+    UPCALL_VERSION_MAJOR == number(env!("CARGO_PKG_VERSION_MAJOR"))
+        && UPCALL_VERSION_MINOR == number(env!("CARGO_PKG_VERSION_MINOR"))
+        && UPCALL_VERSION_PATCH == number(env!("CARGO_PKG_VERSION_PATCH"))
+        && UPCALL_VERSION_NUMBER == UPCALL_VERSION_MAJOR * 1000000 + UPCALL_VERSION_MINOR * 1000 + UPCALL_VERSION_PATCH
+);
 
 const _: () = assert!(size_of::<upcall_op>() == 128 && align_of::<upcall_op>() == 8);
 const _: () = assert!(size_of::<upcall_event>() == 64 && align_of::<upcall_event>() == 8);

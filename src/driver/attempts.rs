@@ -24,6 +24,8 @@ pub(crate) enum Step {
     Wait(u32),
     /// A thread has it.
     Handed,
+    /// The ring is to go on with it.
+    Native,
 }
 
 impl Attempts {
@@ -97,6 +99,7 @@ impl Attempts {
             Decision::Done(result) => Step::Out(Outcome { buffer, ..Outcome::done(index, result) }),
             Decision::Wait(events) => Step::Wait(events),
             Decision::Later => Step::Out(Outcome::later(index)),
+            Decision::Native => Step::Native,
             Decision::Pool | Decision::Own => self.hand_over(core, index, decision == Decision::Own, buffer),
         }
     }

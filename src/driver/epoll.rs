@@ -232,7 +232,7 @@ impl Driver for Epoll {
             match self.attempts.attempt(core, index) {
                 Step::Out(outcome) => return Some(outcome),
                 Step::Wait(events) => self.wait(core, index, events),
-                Step::Handed => {}
+                Step::Handed | Step::Native => {}
             }
         }
     }

@@ -93,6 +93,8 @@ impl<D: Driver> Engine<D> {
         let native = self.core.slots[index].rung == rung::NATIVE;
         let lends = self.core.side_of(index).is_some_and(|side| side.pool.is_some());
         match -result as i32 {
+            // close(2): the descriptor is gone, whatever interrupted the call.
+            libc::EINTR if self.core.def(index).is(op::CLOSES) => return Some(0),
             libc::EINTR | libc::EAGAIN if stopping => return Some(cancelled),
             libc::ENOBUFS if lends => {
                 if stopping {
@@ -393,7 +395,6 @@ impl<D: Driver> Engine<D> {
     pub(super) fn serve_pools(&mut self) {
         for position in (0..self.pools.len()).rev() {
             let pool = self.pools[position].clone();
-            pool.hear();
             while let Some((number, holder)) = pool.take_returned() {
                 match pool.is_kernels(number) {
                     true => self.driver.refill(&pool, number),

@@ -41,7 +41,7 @@ impl<D: Driver> Engine<D> {
                 }
                 Message::Post(function, arg) => self.posts.push_back((function, arg)),
                 // The pools are looked at each turn.
-                Message::Returned(_) => {}
+                Message::Returned(pool) => pool.hear(),
             }
         }
         // The table's last slots may all lie in this thread's list: other threads get some.

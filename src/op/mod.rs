@@ -94,6 +94,8 @@ pub(crate) enum Decision {
     Own,
     /// Nothing happened and nothing will tell: attempt again a little later.
     Later,
+    /// From `amend` only: the next native request.
+    Native,
 }
 
 /// A facts word says what the engine must know of a kind.
@@ -136,8 +138,8 @@ pub(crate) const SHORTAGE: Facts = 1 << 16;
 pub(crate) const MULTI_LENDS: Facts = 1 << 17;
 /// A multishot of it that goes on waits for the next arrival; its level was reported.
 pub(crate) const EDGE: Facts = 1 << 19;
-/// May hold one of the kernel's workers without limit.
-pub(crate) const HOLDS_WORKER: Facts = 1 << 20;
+/// `amend` looks at results, too, not only at errors.
+pub(crate) const AMENDS_ALL: Facts = 1 << 20;
 /// A write whose reader may be gone: the ring would raise SIGPIPE.
 pub(crate) const PIPE_SIGNAL: Facts = 1 << 18;
 

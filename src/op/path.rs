@@ -53,14 +53,53 @@ pub extern "C" fn upcall_op_statx(
     }
 }
 
+/// An interrupted close has closed (close(2)); trying again would close somebody else's.
+fn close(args: &Args) -> i64 {
+    match sys::close(args.fd()) {
+        error if error == -i64::from(libc::EINTR) => 0,
+        result => result,
+    }
+}
+
 /// Opening a FIFO or a device may wait without limit, so such a name gets a thread of its own; a first look tells.
 fn attempt_open(args: &mut Args) -> Decision {
-    let flags = args.arg as i32;
-    let waits = flags & (libc::O_NONBLOCK | libc::O_PATH | libc::O_DIRECTORY) == 0;
-    if waits && sys::names_fifo_or_device(args.fd(), args.ptr(), flags & libc::O_NOFOLLOW != 0) {
+    if may_wait(args) && sys::names_fifo_or_device(args.fd(), args.ptr(), args.arg as i32 & libc::O_NOFOLLOW != 0) {
         return Decision::Own;
     }
     Decision::Pool
+}
+
+fn may_wait(args: &Args) -> bool {
+    args.arg as i32 & (libc::O_NONBLOCK | libc::O_PATH | libc::O_DIRECTORY) == 0
+}
+
+/// `stage` of a native open: the name was looked at.
+const LOOKED: u32 = 1;
+
+/// io_uring opens a FIFO as if with O_NONBLOCK and then forgets that (6.18): it neither waits for the other side nor says
+/// that there is none. So a name that may wait is looked at first, by the ring as well.
+fn ring_open(args: &Args) -> Entry {
+    let flags = args.arg as i32;
+    if args.stage != LOOKED && may_wait(args) {
+        let follow = if flags & libc::O_NOFOLLOW != 0 { libc::AT_SYMLINK_NOFOLLOW } else { 0 };
+        return opcode::Statx::new(types::Fd(args.fd()), args.ptr(), args.ptr2())
+            .flags(follow | libc::AT_STATX_DONT_SYNC)
+            .mask(libc::STATX_TYPE)
+            .build();
+    }
+    opcode::OpenAt::new(types::Fd(args.fd()), args.ptr()).flags(flags | libc::O_CLOEXEC).mode(args.arg2).build()
+}
+
+fn amend_open(args: &mut Args, result: i64) -> Option<Decision> {
+    if args.stage == LOOKED || !may_wait(args) {
+        return None;
+    }
+    args.stage = LOOKED;
+    // SAFETY: `addr2` names the side block's statx, which the kernel filled in.
+    let mode = unsafe { (*args.ptr2::<libc::statx>()).stx_mode };
+    let waits = matches!(libc::mode_t::from(mode) & libc::S_IFMT, libc::S_IFIFO | libc::S_IFCHR);
+    // A name that cannot be looked at may yet be made (O_CREAT), and opening it says what is wrong.
+    Some(if result == 0 && waits { Decision::Own } else { Decision::Native })
 }
 
 fn block_open(args: &Args) -> i64 {
@@ -71,16 +110,15 @@ pub(super) const OPS: &[OpDef] = &[
     OpDef {
         kind: UPCALL_OP_OPEN,
         name: "open",
-        facts: DIRFD | NEW_FD | HOLDS_WORKER,
+        facts: DIRFD | NEW_FD | AMENDS_ALL,
         check: |op| check_path(op.addr, "path"),
-        copy: Some(|args, side, _| args.addr = side.keep_path(args.addr)),
-        opcode: Some(opcode::OpenAt::CODE),
-        ring: Some(|args| {
-            opcode::OpenAt::new(types::Fd(args.fd()), args.ptr())
-                .flags(args.arg as i32 | libc::O_CLOEXEC)
-                .mode(args.arg2)
-                .build()
+        copy: Some(|args, side, _| {
+            args.addr = side.keep_path(args.addr);
+            args.addr2 = side.blank_statx();
         }),
+        opcode: Some(opcode::OpenAt::CODE),
+        ring: Some(ring_open),
+        amend: Some(amend_open),
         attempt: Some(attempt_open),
         block: Some(block_open),
         ..OpDef::BASE
@@ -94,9 +132,9 @@ pub(super) const OPS: &[OpDef] = &[
         // A file's close may wait for its server, a lingering socket's for its peer; anything else ends at once.
         attempt: Some(|args| match sys::close_may_wait(args.fd()) {
             true => Decision::Pool,
-            false => Decision::Done(sys::close(args.fd())),
+            false => Decision::Done(close(args)),
         }),
-        block: Some(|args| sys::close(args.fd())),
+        block: Some(close),
         ..OpDef::BASE
     },
     OpDef {

@@ -19,6 +19,7 @@ pub(crate) struct Side {
     pub iov_done: usize,
     pub msg: libc::msghdr,
     pub name: libc::sockaddr_storage,
+    pub statx: libc::statx,
     /// The pool the operation borrows from, with how many of its buffers are out, and the most that may be.
     pub pool: Option<Arc<Pool>>,
     pub lent: u32,
@@ -56,6 +57,8 @@ impl Side {
             msg: unsafe { std::mem::zeroed() },
             // SAFETY: as above.
             name: unsafe { std::mem::zeroed() },
+            // SAFETY: as above, for statx.
+            statx: unsafe { std::mem::zeroed() },
             pool: None,
             lent: 0,
             lend_max: 0,
@@ -98,6 +101,12 @@ impl Side {
     /// Copies a path and returns where the copy is.
     pub fn keep_path(&mut self, address: u64) -> u64 {
         keep_string(&mut self.path, address)
+    }
+
+    /// A statx for the operation's own use, with an empty mode.
+    pub fn blank_statx(&mut self) -> u64 {
+        self.statx.stx_mode = 0;
+        &raw mut self.statx as u64
     }
 
     /// Copies a second path and returns where the copy is.

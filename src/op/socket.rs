@@ -208,16 +208,24 @@ fn attempt_accept(args: &mut Args) -> Decision {
     }
     loop {
         let result = call_accept(args);
+        if is_idle_shortage(args, result) {
+            return Decision::Wait(libc::POLLIN as u32);
+        }
         if !is_lost_connection(result) {
             return unless_again(result, libc::POLLIN);
         }
     }
 }
 
-/// io_uring takes a descriptor number before it looks for a connection, so it says EMFILE with nothing to accept (6.18).
+/// accept4 takes a descriptor number before it looks for a connection, so it says EMFILE with nothing to accept.
+fn is_idle_shortage(args: &Args, result: i64) -> bool {
+    matches!(-result as i32, libc::EMFILE | libc::ENFILE)
+        && sys::is_listening(args.fd())
+        && sys::poll_now(args.fd(), libc::POLLIN) == 0
+}
+
 fn amend_accept(args: &mut Args, result: i64) -> Option<Decision> {
-    let shortage = matches!(-result as i32, libc::EMFILE | libc::ENFILE);
-    if shortage && sys::is_listening(args.fd()) && sys::poll_now(args.fd(), libc::POLLIN) == 0 {
+    if is_idle_shortage(args, result) {
         return Some(Decision::Wait(libc::POLLIN as u32));
     }
     is_lost_connection(result).then_some(Decision::Later)
@@ -229,9 +237,15 @@ const CONNECTING: u32 = 1;
 fn attempt_connect(args: &mut Args) -> Decision {
     let fd = args.fd();
     if args.stage == CONNECTING {
-        return match sys::poll_now(fd, libc::POLLOUT) {
-            0 => Decision::Wait(libc::POLLOUT as u32),
-            _ => Decision::Done(sys::socket_error(fd)),
+        if sys::poll_now(fd, libc::POLLOUT) == 0 {
+            return Decision::Wait(libc::POLLOUT as u32);
+        }
+        // Asking connect(2) again tells the outcome as SO_ERROR would, and also ends the socket's connecting state, so that
+        // a later connect answers EISCONN, or may try again.
+        return match sys::connect(fd, args.ptr(), args.len as socklen_t) {
+            again if matches!(-again as i32, libc::EALREADY | libc::EINPROGRESS) => Decision::Wait(libc::POLLOUT as u32),
+            known if known == -i64::from(libc::EISCONN) => Decision::Done(0),
+            result => Decision::Done(result),
         };
     }
     if !sys::is_nonblocking(fd) && sys::connect_may_wait(fd) {

@@ -1,7 +1,7 @@
 //! Streams: read, write and their vector forms, at the descriptor's own position.
 //!
 //! The non-blocking form is preadv2(RWF_NOWAIT) with offset -1, which leaves O_NONBLOCK alone. Measured on 6.18: it works on
-//! sockets, anonymous pipes, eventfd and timerfd; ttys, FIFOs, inotify and /proc answer EOPNOTSUPP, signalfd EINVAL. Those
+//! sockets, anonymous pipes, eventfd and timerfd; ttys, FIFOs, inotify and /proc answer EOPNOTSUPP. Those
 //! wait for readiness and then, unless they are O_NONBLOCK already, are read on a thread that can be interrupted.
 
 use super::*;
@@ -59,6 +59,9 @@ const CURRENT: u64 = u64::MAX;
 /// Asks the kernel not to wait, and where it cannot be asked, how to go on.
 pub(super) fn without_waiting(args: &mut Args, inward: bool, iov: *const libc::iovec, count: usize) -> Decision {
     let fd = args.fd();
+    if !inward && sys::is_empty(iov, count) {
+        return unless_again(sys::write_nothing(fd), libc::POLLOUT);
+    }
     let events = if inward { libc::POLLIN } else { libc::POLLOUT };
     if args.stage == 0 {
         let result = if inward {
@@ -69,7 +72,7 @@ pub(super) fn without_waiting(args: &mut Args, inward: bool, iov: *const libc::i
         match -result as i32 {
             libc::EAGAIN if sys::is_file(fd) => return Decision::Pool,
             libc::EAGAIN => return Decision::Wait(events as u32),
-            libc::EOPNOTSUPP | libc::EINVAL => args.stage = 1,
+            libc::EOPNOTSUPP => args.stage = 1,
             _ => return Decision::Done(result),
         }
     }

@@ -222,14 +222,6 @@ pub(crate) fn is_listening(fd: i32) -> bool {
     socket_option(fd, libc::SO_ACCEPTCONN) == Ok(1)
 }
 
-/// SO_ERROR as a negative errno, 0 for none; reading it clears it.
-pub(crate) fn socket_error(fd: i32) -> i64 {
-    match socket_option(fd, libc::SO_ERROR) {
-        Ok(error) => -i64::from(error),
-        Err(error) => -i64::from(error),
-    }
-}
-
 /// Connecting a datagram socket only notes the address.
 pub(crate) fn connect_may_wait(fd: i32) -> bool {
     socket_type(fd).is_ok_and(|kind| kind != libc::SOCK_DGRAM && kind != libc::SOCK_RAW)
@@ -308,6 +300,23 @@ pub(crate) fn write_nowait(fd: i32, iov: *const iovec, count: usize) -> i64 {
     match rwf_nosignal() {
         0 => thread::without_sigpipe(|| pwritev2(fd, iov, count, -1, RWF_NOWAIT)),
         flag => pwritev2(fd, iov, count, -1, RWF_NOWAIT | flag),
+    }
+}
+
+/// The parts have no bytes.
+pub(crate) fn is_empty(iov: *const iovec, count: usize) -> bool {
+    // SAFETY: the operation's own vector.
+    count == 0 || unsafe { std::slice::from_raw_parts(iov, count) }.iter().all(|part| part.iov_len == 0)
+}
+
+/// A write of no bytes: an empty message on a socket, nothing elsewhere. The vector calls return before they reach a socket.
+pub(crate) fn write_nothing(fd: i32) -> i64 {
+    match send(fd, std::ptr::null(), 0, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) {
+        error if error == -i64::from(libc::ENOTSOCK) => {
+            // SAFETY: no bytes are read.
+            answer(unsafe { libc::write(fd, std::ptr::null(), 0) } as i64)
+        }
+        result => result,
     }
 }
 

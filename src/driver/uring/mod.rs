@@ -69,9 +69,6 @@ pub(crate) struct Uring {
     event: i32,
     /// Native writes in flight that may raise SIGPIPE, on kernels without RWF_NOSIGNAL.
     may_raise: usize,
-    /// Native operations in flight that may hold a kernel worker without limit, and workers granted for them.
-    holding: u32,
-    granted: u32,
 }
 
 // SAFETY: the mapped entries are the owner thread's, like the whole driver; a driver moves to another thread only while
@@ -107,8 +104,6 @@ impl Uring {
             adopted: false,
             event: -1,
             may_raise: 0,
-            holding: 0,
-            granted: 0,
             ring: made.ring,
         };
         for def in op::all() {
@@ -287,27 +282,14 @@ impl Uring {
         slot.next = self.queued.wrapping_sub(1);
         self.in_kernel += 1;
         let def = op::of(slot.kind);
-        if def.is(op::PIPE_SIGNAL | op::HOLDS_WORKER) {
-            self.note_special(def.is(op::PIPE_SIGNAL));
+        if def.is(op::PIPE_SIGNAL) && sys::rwf_nosignal() == 0 {
+            self.may_raise += 1;
         }
     }
 
-    #[cold]
-    fn note_special(&mut self, may_raise: bool) {
-        if may_raise {
-            self.may_raise += usize::from(sys::rwf_nosignal() == 0);
-            return;
-        }
-        self.holding += 1;
-        if self.holding > self.granted && self.adopted {
-            self.granted += 16;
-            self.limit_workers();
-        }
-    }
-
-    /// Bounded kernel workers: as many as pool threads, and one more for each operation that may hold one without limit.
+    /// Bounded kernel workers: as many as pool threads.
     fn limit_workers(&self) {
-        let mut limits = [self.workers + self.granted, 0];
+        let mut limits = [self.workers, 0];
         let _ = self.ring.submitter().register_iowq_max_workers(&mut limits);
     }
 
@@ -316,8 +298,6 @@ impl Uring {
         let def = core.def(index);
         if def.is(op::PIPE_SIGNAL) {
             self.may_raise = self.may_raise.saturating_sub(1);
-        } else if def.is(op::HOLDS_WORKER) {
-            self.holding = self.holding.saturating_sub(1);
         }
     }
 
@@ -397,7 +377,8 @@ impl Uring {
         let slot = &mut core.slots[index];
         let result = i64::from(entry.result());
         let outcome = Outcome { index, result, more, later: false, buffer: cqueue::buffer_select(flags).map(u32::from) };
-        if slot.rung == rung::NATIVE && (result >= 0 || slot.has(bits::WITHDRAWN)) && !slot.has(bits::MULTI) {
+        let plain = result >= 0 && !op::of(slot.kind).is(op::AMENDS_ALL);
+        if slot.rung == rung::NATIVE && (plain || slot.has(bits::WITHDRAWN)) && !slot.has(bits::MULTI) {
             return Some(outcome);
         }
         self.translate_special(core, outcome)
@@ -427,6 +408,10 @@ impl Uring {
                 Step::Out(outcome) => Some(outcome),
                 Step::Wait(events) => {
                     self.wait(core, index, events);
+                    None
+                }
+                Step::Native => {
+                    self.start(core, index);
                     None
                 }
                 Step::Handed => None,
@@ -537,6 +522,8 @@ impl Driver for Uring {
                     // SAFETY: inside the mapping; the kernel reads entries only while it is entered, by this thread.
                     unsafe { *self.sqes.add((position & self.mask) as usize) = entry };
                     core.slots[index].bits |= bits::WITHDRAWN;
+                } else if core.def(index).is(op::CLOSES) {
+                    // A started close cannot be cancelled.
                 } else if !self.push_cancel(core, id) {
                     self.cancels.push_back(id);
                 }
@@ -635,7 +622,7 @@ impl Driver for Uring {
             match self.attempts.attempt(core, index) {
                 Step::Out(outcome) => return Some(outcome),
                 Step::Wait(events) => self.wait(core, index, events),
-                Step::Handed => {}
+                Step::Handed | Step::Native => {}
             }
         }
     }
@@ -683,7 +670,7 @@ impl Driver for Uring {
 
     fn quiesce(&mut self, core: &mut Core) {
         while self.in_kernel > 0 {
-            for index in 0..core.slots.table().committed() {
+            for index in (0..core.slots.table().committed()).rev() {
                 if matches!(core.slots[index].rung, rung::NATIVE | rung::WAITING)
                     && !core.slots[index].has(bits::WITHDRAWN)
                 {
