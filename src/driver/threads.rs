@@ -37,6 +37,8 @@ struct Call {
     id: u64,
     block: fn(&Args) -> i64,
     args: Option<Args>,
+    /// -EINTR is the call's answer, not an interruption.
+    verbatim: bool,
     /// The lent buffer the call fills, if any.
     buffer: Option<u32>,
 }
@@ -49,7 +51,7 @@ unsafe impl Sync for Job {}
 
 impl Job {
     pub fn new() -> Job {
-        let call = Call { id: 0, block: |_| 0, args: None, buffer: None };
+        let call = Call { id: 0, block: |_| 0, args: None, verbatim: false, buffer: None };
         Job {
             state: AtomicU8::new(IDLE),
             cancelled: AtomicBool::new(false),
@@ -157,7 +159,7 @@ impl Threads {
     /// Queues a call. False: no thread could be had, and nothing was done.
     pub fn start(&mut self, job: &Job, lane: Lane, id: u64, block: fn(&Args) -> i64, args: Args, buffer: Option<u32>) -> bool {
         // SAFETY: the job is idle: no worker has it (its last run was collected or dropped).
-        unsafe { *job.call.get() = Call { id, block, args: Some(args), buffer } };
+        unsafe { *job.call.get() = Call { id, block, args: Some(args), verbatim: lane == Lane::Compute, buffer } };
         job.cancelled.store(false, Ordering::Relaxed);
         job.thread.store(0, Ordering::Relaxed);
         job.state.store(QUEUED, Ordering::Release);
@@ -361,7 +363,7 @@ impl Crew {
                     break -i64::from(libc::ECANCELED);
                 }
                 match (call.block)(args) {
-                    again if again == -i64::from(libc::EINTR) => continue,
+                    again if again == -i64::from(libc::EINTR) && !call.verbatim => continue,
                     result => break result,
                 }
             },

@@ -390,7 +390,7 @@ impl<D: Driver> Engine<D> {
         let fd = self.core.slots[index].args.fd();
         let others = self.core.descriptors.operations(&self.core.slots, fd);
         if let Some(descriptor) = self.core.descriptors.get(fd) {
-            descriptor.closing = true;
+            descriptor.closer = index;
         }
         if others.len() <= 1 {
             return self.driver.start(&mut self.core, index);

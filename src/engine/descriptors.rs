@@ -18,8 +18,8 @@ pub(crate) struct Descriptor {
     pub cursor_out: u16,
     pub cursor_waiting: u32,
     pub class: Class,
-    /// A close waits for the others.
-    pub closing: bool,
+    /// The operation that closes it; NONE: none does.
+    pub closer: u32,
     /// The epoll driver's: see there.
     pub interest: u8,
 }
@@ -32,6 +32,8 @@ pub(crate) enum Class {
     Stream,
     /// A position that reads and writes share.
     File,
+    /// A character device: a terminal, or something odd.
+    Device,
 }
 
 /// Interest bits that outlive a gap: registered with epoll (perhaps as another file).
@@ -44,7 +46,7 @@ const EMPTY: Descriptor = Descriptor {
     cursor_out: 0,
     cursor_waiting: 0,
     class: Class::Unknown,
-    closing: false,
+    closer: NONE,
     interest: 0,
 };
 
@@ -125,13 +127,13 @@ impl Descriptors {
         if next == NONE {
             descriptor.tail = prev;
         }
-        descriptor.closing && descriptor.head == descriptor.tail && descriptor.head != NONE
+        descriptor.closer != NONE && descriptor.head == descriptor.tail && descriptor.head != NONE
     }
 
     /// A close waits for the descriptor's other operations: new ones are too late.
     #[inline(always)]
     pub fn is_closing(&mut self, fd: i32) -> bool {
-        self.get(fd).is_some_and(|descriptor| descriptor.closing)
+        self.get(fd).is_some_and(|descriptor| descriptor.closer != NONE)
     }
 
     /// The operations on a descriptor, oldest first.
@@ -147,7 +149,11 @@ impl Descriptors {
 
     /// What kind of object it is, asked once per stretch of use.
     pub fn class(&mut self, fd: i32) -> Class {
-        let look = || if sys::is_stream(fd) { Class::Stream } else { Class::File };
+        let look = || match sys::kind_of(fd) {
+            sys::Kind::File => Class::File,
+            sys::Kind::Device => Class::Device,
+            sys::Kind::Other => Class::Stream,
+        };
         match self.get(fd) {
             None => look(),
             Some(descriptor) => {

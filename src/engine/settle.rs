@@ -66,7 +66,7 @@ impl<D: Driver> Engine<D> {
         if self.core.slots[index].has(bits::WITHDRAWN) {
             result = -i64::from(libc::ECANCELED);
         }
-        if result < 0 {
+        if result < 0 && !self.core.def(index).is(op::COMPUTE) {
             match self.reconsider(index, result, stopping) {
                 Some(error) => result = error,
                 None => {
@@ -440,7 +440,7 @@ impl<D: Driver> Engine<D> {
             result = -i64::from(libc::ETIMEDOUT);
             flags = UPCALL_EXPIRED;
             counters.timed_out.add(1);
-        } else if result == -i64::from(libc::ECANCELED) {
+        } else if result == -i64::from(libc::ECANCELED) && self.core.slots[index].has(bits::ASKED) {
             counters.cancelled.add(1);
         } else {
             counters.completed.add(1);
@@ -519,8 +519,8 @@ impl<D: Driver> Engine<D> {
         self.timers.disarm(&mut self.core.slots, index);
         if self.core.def(index).is(op::CLOSES) {
             let fd = self.core.slots[index].args.fd();
-            if let Some(descriptor) = self.core.descriptors.get(fd) {
-                descriptor.closing = false;
+            if let Some(descriptor) = self.core.descriptors.get(fd).filter(|descriptor| descriptor.closer == index) {
+                descriptor.closer = NONE;
             }
         }
         let slot = &self.core.slots[index];
@@ -574,8 +574,7 @@ impl<D: Driver> Engine<D> {
     fn note_closer(&mut self, index: u32) {
         let fd = self.core.slots[index].args.fd();
         if let Some(descriptor) = self.core.descriptors.get(fd) {
-            let closer = descriptor.head;
-            let id = self.core.slots[closer].id();
+            let id = self.core.slots[descriptor.closer].id();
             self.closers.push(id);
         }
     }

@@ -49,6 +49,20 @@ fn attempt_poll(args: &mut Args) -> Decision {
     }
 }
 
+/// io_uring also wakes for POLLRDHUP, asked or not (6.18). What poll(2) would not have told is not told; the wait goes on
+/// for the next change.
+fn amend_poll(args: &mut Args, result: i64) -> Option<Decision> {
+    let told = args.arg as i64 | i64::from(libc::POLLERR | libc::POLLHUP);
+    if result < 0 || result & !told == 0 {
+        return None;
+    }
+    if result & told != 0 {
+        return Some(Decision::Done(result & told));
+    }
+    args.stage = REPORTED;
+    Some(Decision::Wait(args.arg))
+}
+
 pub(super) const OPS: &[OpDef] = &[
     OpDef {
         kind: UPCALL_OP_NOP,
@@ -61,11 +75,12 @@ pub(super) const OPS: &[OpDef] = &[
     OpDef {
         kind: UPCALL_OP_POLL,
         name: "poll",
-        facts: FD | CAN_MULTI | EDGE,
+        facts: FD | CAN_MULTI | EDGE | AMENDS_ALL,
         check: check_poll,
         opcode: Some(opcode::PollAdd::CODE),
         ring: Some(|args| opcode::PollAdd::new(types::Fd(args.fd()), args.arg).build()),
         ring_multi: Some(|args| opcode::PollAdd::new(types::Fd(args.fd()), args.arg).multi(true).build()),
+        amend: Some(amend_poll),
         attempt: Some(attempt_poll),
         ..OpDef::BASE
     },

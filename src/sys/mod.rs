@@ -159,9 +159,26 @@ fn mode_of(fd: i32) -> Result<libc::mode_t, i32> {
     }
 }
 
-/// A regular file or a disk: never "ready", has a position.
+/// What a descriptor is, as far as reading and writing it goes.
+#[derive(PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// A regular file, a directory or a disk: never "ready", has a position.
+    File,
+    Device,
+    /// Pipes, sockets, and what has no kind (eventfd, timerfd …); also what is not open.
+    Other,
+}
+
+pub(crate) fn kind_of(fd: i32) -> Kind {
+    match mode_of(fd) {
+        Ok(libc::S_IFREG | libc::S_IFBLK | libc::S_IFDIR) => Kind::File,
+        Ok(libc::S_IFCHR) => Kind::Device,
+        _ => Kind::Other,
+    }
+}
+
 pub(crate) fn is_file(fd: i32) -> bool {
-    matches!(mode_of(fd), Ok(libc::S_IFREG | libc::S_IFBLK | libc::S_IFDIR))
+    kind_of(fd) == Kind::File
 }
 
 /// Whether positional I/O makes sense: a stream answers ESPIPE.
@@ -283,11 +300,16 @@ pub(crate) fn rwf_nosignal() -> i32 {
 }
 
 fn knows_nosignal() -> bool {
-    let fd = eventfd() as i32;
-    let one: u64 = 1;
-    let part = iovec { iov_base: (&raw const one).cast_mut().cast(), iov_len: 8 };
-    let known = pwritev2(fd, &part, 1, -1, RWF_NOSIGNAL) == 8;
-    close(fd);
+    let mut fds = [0; 2];
+    // SAFETY: room for two descriptors.
+    if unsafe { libc::pipe2(fds.as_mut_ptr(), libc::O_CLOEXEC) } != 0 {
+        return false;
+    }
+    let byte = 0u8;
+    let part = iovec { iov_base: (&raw const byte).cast_mut().cast(), iov_len: 1 };
+    let known = pwritev2(fds[1], &part, 1, -1, RWF_NOSIGNAL) == 1;
+    close(fds[0]);
+    close(fds[1]);
     known
 }
 

@@ -22,7 +22,7 @@ use crate::engine::core::Core;
 use crate::engine::descriptors::Class;
 use crate::engine::shared::Shared;
 use crate::engine::slot::{self, NONE_INDEX, bits, rung};
-use crate::op::{self, KINDS};
+use crate::op::{self, Decision, KINDS};
 use crate::sys;
 use crate::sys::ring::{self as calls};
 use groups::Groups;
@@ -234,7 +234,7 @@ impl Uring {
             return None;
         }
         let def = op::of(slot.kind);
-        if slot.bits & (bits::MULTI | bits::SIDE) == 0 && !def.is(op::POSITIONAL) {
+        if slot.bits & (bits::MULTI | bits::SIDE) == 0 && !def.is(op::POSITIONAL | op::PIPE_SIGNAL) {
             return def.ring.map(|form| form(&slot.args));
         }
         self.encode_special(core, index)
@@ -246,9 +246,13 @@ impl Uring {
         if def.is(op::POSITIONAL) {
             // The ring ignores the offset on a stream; the attempt answers -ESPIPE.
             let fd = core.slots[index].args.fd();
-            if core.descriptors.class(fd) == Class::Stream {
+            if core.descriptors.class(fd) != Class::File && sys::is_stream(fd) {
                 return None;
             }
+        }
+        if def.is(op::PIPE_SIGNAL) && core.descriptors.class(core.slots[index].args.fd()) == Class::Device {
+            // A large write to a blocking terminal would wait inside io_uring_enter (6.18).
+            return None;
         }
         let (slot, side) = core.both(index);
         let wants_multi = slot.has(bits::MULTI) && !self.single[kind];
@@ -404,8 +408,12 @@ impl Uring {
             && let Some(amend) = def.amend
             && let Some(decision) = amend(&mut slot.args, outcome.result)
         {
+            if outcome.more && !matches!(decision, Decision::Done(_)) {
+                // The kernel's multishot goes on by itself.
+                return None;
+            }
             return match self.attempts.decide(core, index, decision, None) {
-                Step::Out(outcome) => Some(outcome),
+                Step::Out(amended) => Some(Outcome { more: outcome.more, ..amended }),
                 Step::Wait(events) => {
                     self.wait(core, index, events);
                     None
