@@ -1,0 +1,21 @@
+# The way in from a fresh checkout: `make demo` and `make test` do all the set-up. The build itself is CMake's.
+
+BUILD ?= build/release
+export PATH := $(PATH):$(HOME)/.cargo/bin
+
+.PHONY: demo test clean
+
+demo:
+	tools/setup.sh build
+	cmake -S . -B $(BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release
+	cmake --build $(BUILD) --target upcall_examples
+	tools/demo.sh $(BUILD)
+
+test:
+	tools/setup.sh test
+	cmake -S . -B $(BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release
+	cmake --build $(BUILD)
+	ctest --test-dir $(BUILD) --output-on-failure --parallel 2
+
+clean:
+	rm -rf build target

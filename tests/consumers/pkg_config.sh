@@ -1,0 +1,18 @@
+#!/bin/sh
+# Builds a program with what pkg-config says, and runs it: pkg_config.sh shared|static LIBDIR SOURCE PROGRAM VERSION
+set -eu
+how=$1 libdir=$2 source=$3 program=$4 version=$5
+command -v pkg-config >/dev/null || { echo "pkg-config is not installed"; exit 77; }
+export PKG_CONFIG_PATH="$libdir/pkgconfig"
+
+pkg-config --exact-version="$version" upcall
+static=
+[ "$how" = shared ] || static=-static
+# shellcheck disable=SC2046,SC2086 # words are wanted
+"$CC" $static -DVERSION="\"$version\"" "$source" $(pkg-config --cflags --libs ${static:+--static} upcall) -o "$program"
+if [ "$how" = shared ]; then
+    readelf -d "$program" | grep 'NEEDED.*libupcall\.so\.'
+    LD_LIBRARY_PATH=$libdir "$program"
+else
+    "$program"
+fi

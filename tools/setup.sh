@@ -1,0 +1,73 @@
+#!/usr/bin/env bash
+# Prepares a Debian or Ubuntu machine: setup.sh build|test
+#
+# Checks that cargo is there and new enough, and installs what else is missing with apt-get: for `build` what the library
+# and the examples need, for `test` also the second compiler, C++ and pkg-config. Does nothing where all is there.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export PATH="$PATH:${CARGO_HOME:-$HOME/.cargo}/bin"
+
+die() {
+    echo "setup: $*" >&2
+    exit 1
+}
+
+case ${1-} in
+build) tools=(make cmake ninja cc libc ld) ;;
+test) tools=(make cmake ninja cc libc ld c++ clang pkg-config) ;;
+*) die "usage: setup.sh build|test" ;;
+esac
+
+wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
+at_least() { # at_least FOUND WANTED
+    [ "$(printf '%s\n%s\n' "$1" "$2" | sort -V | head -n 1)" = "$2" ]
+}
+if ! command -v cargo >/dev/null; then
+    die "cargo is missing. Upcall is written in Rust: install Rust $wanted or newer, see https://rustup.rs"
+fi
+found=$(cargo --version | cut -d ' ' -f 2) || die "cargo does not run"
+at_least "$found" "$wanted" || die "cargo is $found, Upcall needs $wanted or newer: 'rustup update', or see https://rustup.rs"
+
+is_there() {
+    case $1 in
+    libc) echo '#include <stdlib.h>' | cc -E - >/dev/null 2>&1 ;;
+    c++) echo '#include <cstdlib>' | c++ -x c++ -E - >/dev/null 2>&1 ;;
+    *) command -v "$1" >/dev/null ;;
+    esac
+}
+package_of() {
+    case $1 in
+    ninja) echo ninja-build ;;
+    cc) echo gcc ;;
+    libc) echo libc6-dev ;;
+    ld) echo binutils ;;
+    c++) echo g++ ;;
+    *) echo "$1" ;;
+    esac
+}
+
+packages=()
+for tool in "${tools[@]}"; do
+    is_there "$tool" || packages+=("$(package_of "$tool")")
+done
+if [ ${#packages[@]} -gt 0 ]; then
+    command -v apt-get >/dev/null || die "please install: ${packages[*]} (there is no apt-get here)"
+    root=(env DEBIAN_FRONTEND=noninteractive)
+    if [ "$(id -u)" -ne 0 ]; then
+        command -v sudo >/dev/null || die "please install as root: ${packages[*]} (there is no sudo here)"
+        root=(sudo "${root[@]}")
+    fi
+    install=("${root[@]}" apt-get install --yes --no-install-recommends "${packages[@]}")
+    echo "setup: installing ${packages[*]}"
+    update=("${root[@]}" apt-get update)
+    compgen -G '/var/lib/apt/lists/*_Packages*' >/dev/null || "${update[@]}" # a fresh machine has no package lists
+    "${install[@]}" </dev/null || { "${update[@]}" && "${install[@]}" </dev/null; } || # or stale ones
+        die "could not install: ${packages[*]}"
+    for tool in "${tools[@]}"; do
+        is_there "$tool" || die "$(package_of "$tool") is installed, but $tool still does not work"
+    done
+fi
+
+wanted=$(sed -n 's/^cmake_minimum_required(VERSION \([0-9.]*\).*/\1/p' CMakeLists.txt)
+found=$(cmake --version | sed -n 's/^cmake version \([0-9.]*\).*/\1/p')
+at_least "$found" "$wanted" || die "cmake is $found, Upcall needs $wanted or newer"
