@@ -389,11 +389,11 @@ impl<D: Driver> Engine<D> {
     fn start_close(&mut self, index: u32) {
         let fd = self.core.slots[index].args.fd();
         let others = self.core.descriptors.operations(&self.core.slots, fd);
+        if others.len() <= 1 {
+            return self.hand_over_close(index);
+        }
         if let Some(descriptor) = self.core.descriptors.get(fd) {
             descriptor.closer = index;
-        }
-        if others.len() <= 1 {
-            return self.driver.start(&mut self.core, index);
         }
         self.core.slots[index].state = State::Closing;
         for other in others.into_iter().filter(|&other| other != index) {
@@ -406,6 +406,21 @@ impl<D: Driver> Engine<D> {
             let id = self.core.slots[index].id();
             self.closers.push(id);
         }
+    }
+
+    /// Gives a close to the driver. The number may come back as another descriptor before its final event, so from here on
+    /// the close is in no list and nothing is kept from the number.
+    pub(super) fn hand_over_close(&mut self, index: u32) {
+        let fd = self.core.slots[index].args.fd();
+        if self.core.slots[index].has(bits::LISTED) {
+            self.core.descriptors.unlink(&mut self.core.slots, index);
+            self.core.slots[index].bits &= !bits::LISTED;
+        }
+        if let Some(descriptor) = self.core.descriptors.get(fd).filter(|descriptor| descriptor.closer == index) {
+            descriptor.closer = NONE;
+        }
+        self.core.slots[index].state = State::Started;
+        self.driver.start(&mut self.core, index);
     }
 
     /// An operation that waits behind this one in its own submit meets the descriptor as it will be then: it leaves the list

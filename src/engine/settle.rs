@@ -517,12 +517,6 @@ impl<D: Driver> Engine<D> {
 
     fn leave_slowly(&mut self, index: u32) {
         self.timers.disarm(&mut self.core.slots, index);
-        if self.core.def(index).is(op::CLOSES) {
-            let fd = self.core.slots[index].args.fd();
-            if let Some(descriptor) = self.core.descriptors.get(fd).filter(|descriptor| descriptor.closer == index) {
-                descriptor.closer = NONE;
-            }
-        }
         let slot = &self.core.slots[index];
         let counters = self.core.counters();
         match slot.rung {
@@ -584,8 +578,7 @@ impl<D: Driver> Engine<D> {
         for id in std::mem::take(&mut self.closers) {
             let Some(index) = self.core.slots.find(id) else { continue };
             if self.core.slots[index].state == State::Closing {
-                self.core.slots[index].state = State::Started;
-                self.driver.start(&mut self.core, index);
+                self.hand_over_close(index);
             }
         }
     }

@@ -74,7 +74,7 @@ pub(super) const OPS: &[OpDef] = &[
         facts: FD | MOVES | CAN_FULL | POSITIONAL | INWARD,
         check: check_positional,
         opcode: Some(opcode::Read::CODE),
-        ring: Some(|args| {
+        ring: form!(|args| {
             opcode::Read::new(types::Fd(args.fd()), args.ptr(), args.call_len()).offset(args.offset).build()
         }),
         attempt: Some(|args| {
@@ -90,7 +90,7 @@ pub(super) const OPS: &[OpDef] = &[
         facts: FD | MOVES | CAN_FULL | POSITIONAL,
         check: check_positional,
         opcode: Some(opcode::Write::CODE),
-        ring: Some(|args| {
+        ring: form!(|args| {
             opcode::Write::new(types::Fd(args.fd()), args.ptr(), args.call_len()).offset(args.offset).build()
         }),
         // Not attempted on the loop's thread: a write past RLIMIT_FSIZE would raise SIGXFSZ there; pool threads block it.
@@ -102,7 +102,7 @@ pub(super) const OPS: &[OpDef] = &[
         name: "fsync",
         facts: FD,
         opcode: Some(opcode::Fsync::CODE),
-        ring: Some(|args| opcode::Fsync::new(types::Fd(args.fd())).build()),
+        ring: form!(|args| opcode::Fsync::new(types::Fd(args.fd())).build()),
         block: Some(|args| sys::fsync(args.fd())),
         ..OpDef::BASE
     },
@@ -111,7 +111,7 @@ pub(super) const OPS: &[OpDef] = &[
         name: "fdatasync",
         facts: FD,
         opcode: Some(opcode::Fsync::CODE),
-        ring: Some(|args| opcode::Fsync::new(types::Fd(args.fd())).flags(types::FsyncFlags::DATASYNC).build()),
+        ring: form!(|args| opcode::Fsync::new(types::Fd(args.fd())).flags(types::FsyncFlags::DATASYNC).build()),
         block: Some(|args| sys::fdatasync(args.fd())),
         ..OpDef::BASE
     },

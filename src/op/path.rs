@@ -117,7 +117,7 @@ pub(super) const OPS: &[OpDef] = &[
             args.addr2 = side.blank_statx();
         }),
         opcode: Some(opcode::OpenAt::CODE),
-        ring: Some(ring_open),
+        ring: form!(|args| ring_open(args)),
         amend: Some(amend_open),
         attempt: Some(attempt_open),
         block: Some(block_open),
@@ -128,7 +128,7 @@ pub(super) const OPS: &[OpDef] = &[
         name: "close",
         facts: FD | CLOSES,
         opcode: Some(opcode::Close::CODE),
-        ring: Some(|args| opcode::Close::new(types::Fd(args.fd())).build()),
+        ring: form!(|args| opcode::Close::new(types::Fd(args.fd())).build()),
         // A file's close may wait for its server, a lingering socket's for its peer; anything else ends at once.
         attempt: Some(|args| match sys::close_may_wait(args.fd()) {
             true => Decision::Pool,
@@ -147,7 +147,7 @@ pub(super) const OPS: &[OpDef] = &[
         },
         copy: Some(|args, side, _| args.addr = side.keep_path(args.addr)),
         opcode: Some(opcode::Statx::CODE),
-        ring: Some(|args| {
+        ring: form!(|args| {
             opcode::Statx::new(types::Fd(args.fd()), args.ptr(), args.ptr2())
                 .flags(args.arg as i32)
                 .mask(args.arg2)

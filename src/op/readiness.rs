@@ -68,7 +68,7 @@ pub(super) const OPS: &[OpDef] = &[
         kind: UPCALL_OP_NOP,
         name: "nop",
         opcode: Some(opcode::Nop::CODE),
-        ring: Some(|_| opcode::Nop::new().build()),
+        ring: form!(|_| opcode::Nop::new().build()),
         attempt: Some(|_| Decision::Done(0)),
         ..OpDef::BASE
     },
@@ -78,7 +78,7 @@ pub(super) const OPS: &[OpDef] = &[
         facts: FD | CAN_MULTI | EDGE | AMENDS_ALL,
         check: check_poll,
         opcode: Some(opcode::PollAdd::CODE),
-        ring: Some(|args| opcode::PollAdd::new(types::Fd(args.fd()), args.arg).build()),
+        ring: form!(|args| opcode::PollAdd::new(types::Fd(args.fd()), args.arg).build()),
         ring_multi: Some(|args| opcode::PollAdd::new(types::Fd(args.fd()), args.arg).multi(true).build()),
         amend: Some(amend_poll),
         attempt: Some(attempt_poll),

@@ -355,7 +355,7 @@ pub(super) const OPS: &[OpDef] = &[
         name: "socket",
         facts: NEW_FD,
         opcode: Some(opcode::Socket::CODE),
-        ring: Some(|args| {
+        ring: form!(|args| {
             opcode::Socket::new(args.fd(), args.arg as i32 | libc::SOCK_CLOEXEC, args.arg2 as i32).build()
         }),
         attempt: Some(|args| {
@@ -370,7 +370,7 @@ pub(super) const OPS: &[OpDef] = &[
         check: |op| check_address(op.addr, op.len),
         copy: Some(|args, side, _| args.addr = side.keep_name(args.addr, args.len)),
         opcode: Some(opcode::Bind::CODE),
-        ring: Some(|args| opcode::Bind::new(types::Fd(args.fd()), args.ptr(), args.len as socklen_t).build()),
+        ring: form!(|args| opcode::Bind::new(types::Fd(args.fd()), args.ptr(), args.len as socklen_t).build()),
         // A unix socket's bind makes a file; others only take a number.
         attempt: Some(|args| match sys::address_family(args.ptr(), args.len) {
             libc::AF_UNIX => Decision::Pool,
@@ -384,7 +384,7 @@ pub(super) const OPS: &[OpDef] = &[
         name: "listen",
         facts: FD,
         opcode: Some(opcode::Listen::CODE),
-        ring: Some(|args| opcode::Listen::new(types::Fd(args.fd()), args.arg as i32).build()),
+        ring: form!(|args| opcode::Listen::new(types::Fd(args.fd()), args.arg as i32).build()),
         attempt: Some(|args| Decision::Done(sys::listen(args.fd(), args.arg as i32))),
         ..OpDef::BASE
     },
@@ -394,7 +394,7 @@ pub(super) const OPS: &[OpDef] = &[
         facts: FD | NEW_FD | CAN_MULTI | SHORTAGE,
         check: check_accept,
         opcode: Some(opcode::Accept::CODE),
-        ring: Some(|args| {
+        ring: form!(|args| {
             opcode::Accept::new(types::Fd(args.fd()), args.ptr(), args.ptr2()).flags(accept_flags(args)).build()
         }),
         ring_multi: Some(|args| opcode::AcceptMulti::new(types::Fd(args.fd())).flags(accept_flags(args)).build()),
@@ -415,7 +415,7 @@ pub(super) const OPS: &[OpDef] = &[
         check: |op| check_address(op.addr, op.len),
         copy: Some(|args, side, _| args.addr = side.keep_name(args.addr, args.len)),
         opcode: Some(opcode::Connect::CODE),
-        ring: Some(|args| opcode::Connect::new(types::Fd(args.fd()), args.ptr(), args.len as socklen_t).build()),
+        ring: form!(|args| opcode::Connect::new(types::Fd(args.fd()), args.ptr(), args.len as socklen_t).build()),
         // Some 6.x kernels let EINPROGRESS through (liburing issue 841).
         amend: Some(|args, result| match -result as i32 {
             libc::EINPROGRESS | libc::EAGAIN => Some(after_connect(args, result)),
@@ -431,7 +431,7 @@ pub(super) const OPS: &[OpDef] = &[
         facts: FD | MOVES | CAN_FULL | CAN_MULTI | CAN_LEND | MULTI_LENDS | INWARD | EMPTY_IS_DONE,
         check: check_transfer,
         opcode: Some(opcode::Recv::CODE),
-        ring: Some(|args| {
+        ring: form!(|args| {
             opcode::Recv::new(types::Fd(args.fd()), args.ptr(), args.call_len()).flags(args.arg as i32).build()
         }),
         ring_lent: Some(|args, group, multishot| {
@@ -456,7 +456,7 @@ pub(super) const OPS: &[OpDef] = &[
         facts: FD | MOVES | CAN_FULL,
         check: check_transfer,
         opcode: Some(opcode::Send::CODE),
-        ring: Some(|args| {
+        ring: form!(|args| {
             opcode::Send::new(types::Fd(args.fd()), args.ptr(), args.call_len())
                 .flags((args.arg | NOSIGNAL) as i32)
                 .build()
@@ -479,7 +479,7 @@ pub(super) const OPS: &[OpDef] = &[
             }
         }),
         opcode: Some(opcode::RecvMsg::CODE),
-        ring: Some(|args| opcode::RecvMsg::new(types::Fd(args.fd()), args.ptr()).flags(args.arg | CLOEXEC).build()),
+        ring: form!(|args| opcode::RecvMsg::new(types::Fd(args.fd()), args.ptr()).flags(args.arg | CLOEXEC).build()),
         ring_lent: Some(|args, group, multishot| {
             multishot.then(|| {
                 opcode::RecvMsgMulti::new(types::Fd(args.fd()), args.ptr(), group).flags(args.arg | CLOEXEC).build()
@@ -497,7 +497,7 @@ pub(super) const OPS: &[OpDef] = &[
         check: check_message,
         copy: Some(|args, side, _| side.keep_message(args, true)),
         opcode: Some(opcode::SendMsg::CODE),
-        ring: Some(|args| opcode::SendMsg::new(types::Fd(args.fd()), args.ptr()).flags(args.arg | NOSIGNAL).build()),
+        ring: form!(|args| opcode::SendMsg::new(types::Fd(args.fd()), args.ptr()).flags(args.arg | NOSIGNAL).build()),
         attempt: Some(attempt_sendmsg),
         ..OpDef::BASE
     },
@@ -506,7 +506,7 @@ pub(super) const OPS: &[OpDef] = &[
         name: "shutdown",
         facts: FD,
         opcode: Some(opcode::Shutdown::CODE),
-        ring: Some(|args| opcode::Shutdown::new(types::Fd(args.fd()), args.arg as i32).build()),
+        ring: form!(|args| opcode::Shutdown::new(types::Fd(args.fd()), args.arg as i32).build()),
         attempt: Some(|args| Decision::Done(sys::shutdown(args.fd(), args.arg as i32))),
         ..OpDef::BASE
     },

@@ -117,7 +117,7 @@ pub(super) const OPS: &[OpDef] = &[
         facts: FD | MOVES | CAN_FULL | CAN_LEND | CURSOR | INWARD | EMPTY_IS_DONE,
         check: check_data,
         opcode: Some(opcode::Read::CODE),
-        ring: Some(|args| opcode::Read::new(types::Fd(args.fd()), args.ptr(), args.call_len()).offset(CURRENT).build()),
+        ring: form!(|args| opcode::Read::new(types::Fd(args.fd()), args.ptr(), args.call_len()).offset(CURRENT).build()),
         ring_lent: Some(|args, group, _| {
             let entry = opcode::Read::new(types::Fd(args.fd()), std::ptr::null_mut(), args.call_len())
                 .offset(CURRENT)
@@ -136,7 +136,7 @@ pub(super) const OPS: &[OpDef] = &[
         facts: FD | MOVES | CAN_FULL | CURSOR | PIPE_SIGNAL,
         check: check_data,
         opcode: Some(opcode::Write::CODE),
-        ring: Some(|args| {
+        ring: form!(|args| {
             opcode::Write::new(types::Fd(args.fd()), args.ptr(), args.call_len())
                 .offset(CURRENT)
                 .rw_flags(sys::rwf_nosignal())
@@ -153,7 +153,7 @@ pub(super) const OPS: &[OpDef] = &[
         check: |op| check_vector(op.addr, op.len),
         copy: Some(|args, side, _| side.keep_vector(args)),
         opcode: Some(opcode::Readv::CODE),
-        ring: Some(|args| {
+        ring: form!(|args| {
             opcode::Readv::new(types::Fd(args.fd()), args.ptr(), args.len as u32).offset(CURRENT).build()
         }),
         attempt: Some(|args| without_waiting(args, true, args.ptr(), args.len as usize)),
@@ -167,7 +167,7 @@ pub(super) const OPS: &[OpDef] = &[
         check: |op| check_vector(op.addr, op.len),
         copy: Some(|args, side, _| side.keep_vector(args)),
         opcode: Some(opcode::Writev::CODE),
-        ring: Some(|args| {
+        ring: form!(|args| {
             opcode::Writev::new(types::Fd(args.fd()), args.ptr(), args.len as u32)
                 .offset(CURRENT)
                 .rw_flags(sys::rwf_nosignal())

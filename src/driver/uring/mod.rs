@@ -11,6 +11,7 @@
 //! Words in the shared queues are not trusted for indexing: an id is looked up, and one that is not in flight is ignored.
 
 mod groups;
+mod queues;
 mod setup;
 
 use super::attempts::{Attempts, Step, drop_result};
@@ -26,6 +27,7 @@ use crate::op::{self, Decision, KINDS};
 use crate::sys;
 use crate::sys::ring::{self as calls};
 use groups::Groups;
+use queues::{Completion, OVERFLOW, Queues};
 use io_uring::squeue::Entry;
 use io_uring::{IoUring, cqueue, opcode, types};
 use setup::Rung;
@@ -46,13 +48,7 @@ pub(crate) struct Uring {
     enter_fd: i32,
     enter_flags: u32,
     absolute_time: bool,
-    /// A second mapping of the submission entries, for taking back one that was not handed over.
-    sqes: *mut Entry,
-    sqes_len: usize,
-    mask: u32,
-    /// Entries queued and entries handed over, ever.
-    queued: u32,
-    handed: u32,
+    queues: Queues,
     /// Requests of operations that the kernel holds.
     in_kernel: usize,
     native: [bool; KINDS],
@@ -71,15 +67,13 @@ pub(crate) struct Uring {
     may_raise: usize,
 }
 
-// SAFETY: the mapped entries are the owner thread's, like the whole driver; a driver moves to another thread only while
-// nobody owns the loop.
-unsafe impl Send for Uring {}
-
 impl Uring {
     /// Makes a ring, or says why not.
     pub fn new(shared: &Arc<Shared>, entries: u32, workers: u32) -> Result<Uring, Denied> {
         let made = setup::make(entries, setup::LADDER[0])?;
         let threads = Threads::new(shared.clone(), workers);
+        let denied = |error: i32| Denied { error, reason: format!("io_uring: mmap: errno {error}") };
+        let queues = Queues::new(&made.ring).map_err(denied)?;
         let mut driver = Uring {
             rung: made.rung,
             entries,
@@ -87,11 +81,7 @@ impl Uring {
             enter_fd: -1,
             enter_flags: 0,
             absolute_time: false,
-            sqes: std::ptr::null_mut(),
-            sqes_len: 0,
-            mask: 0,
-            queued: 0,
-            handed: 0,
+            queues,
             in_kernel: 0,
             native: [false; KINDS],
             single: [false; KINDS],
@@ -109,7 +99,7 @@ impl Uring {
         for def in op::all() {
             driver.native[def.kind as usize] = def.opcode.is_some_and(|code| made.probe.is_supported(code));
         }
-        driver.settle_in().map_err(|error| Denied { error, reason: format!("io_uring: mmap: errno {error}") })?;
+        driver.settle_in();
         Ok(driver)
     }
 
@@ -122,76 +112,41 @@ impl Uring {
         }
     }
 
-    /// Reads the new ring's parameters and maps its entries.
-    fn settle_in(&mut self) -> Result<(), i32> {
+    /// Reads the new ring's parameters.
+    fn settle_in(&mut self) {
         use std::os::fd::AsRawFd;
         let params = self.ring.params();
         self.absolute_time = params.is_feature_min_timeout();
         self.enter_flags = if params.is_feature_no_iowait() { calls::ENTER_NO_IOWAIT } else { 0 };
         self.enter_fd = self.ring.as_raw_fd();
-        self.mask = params.sq_entries() - 1;
-        self.sqes_len = params.sq_entries() as usize * size_of::<Entry>();
-        // SAFETY: a shared mapping of this ring's submission entries, unmapped with the driver.
-        let sqes = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                self.sqes_len,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED | libc::MAP_POPULATE,
-                self.enter_fd,
-                calls::OFFSET_SQES,
-            )
-        };
-        if sqes == libc::MAP_FAILED {
-            return Err(sys::errno());
-        }
-        // SAFETY: the mapping made above. A forked child must not see it (MADV_DONTFORK, as for the ring itself).
-        unsafe { libc::madvise(sqes, self.sqes_len, libc::MADV_DONTFORK) };
-        self.sqes = sqes.cast();
-        (self.queued, self.handed) = (0, 0);
         self.wake_armed = false;
-        Ok(())
     }
 
-    fn unmap(&mut self) {
-        if !self.sqes.is_null() {
-            // SAFETY: the mapping made by `settle_in`, not used any more.
-            unsafe { libc::munmap(self.sqes.cast(), self.sqes_len) };
-            self.sqes = std::ptr::null_mut();
-        }
-    }
-
-    /// Queues an entry; false when the queue stays full.
+    /// Makes room for an entry; false when the queue stays full.
     #[inline(always)]
-    fn push(&mut self, core: &Core, entry: &Entry) -> bool {
-        // SAFETY: the owner thread alone uses the ring; what the entry points to is the operation's own, which lives until
-        // its terminal completion (the one safety argument of the crate).
-        if unsafe { self.ring.submission_shared().push(entry) }.is_ok() {
-            self.queued = self.queued.wrapping_add(1);
-            return true;
-        }
-        self.push_slowly(core, entry)
+    fn has_room(&mut self, core: &Core) -> bool {
+        self.queues.has_room() || self.make_room(core)
     }
 
     #[cold]
-    fn push_slowly(&mut self, core: &Core, entry: &Entry) -> bool {
+    fn make_room(&mut self, core: &Core) -> bool {
         // Before the first poll the ring is not enabled and nothing can be handed over.
-        if !self.adopted || self.enter(core, 0, 0, None) <= 0 {
-            return false;
+        if self.adopted {
+            self.enter(core, 0, 0, None);
         }
-        // SAFETY: as in `push`.
-        let pushed = unsafe { self.ring.submission_shared().push(entry) }.is_ok();
-        self.queued = self.queued.wrapping_add(u32::from(pushed));
-        pushed
+        self.queues.has_room()
     }
 
-    /// Entries not handed over yet.
-    fn unhanded(&self) -> u32 {
-        self.queued.wrapping_sub(self.handed)
+    /// Queues an entry; None when the queue stays full.
+    fn push(&mut self, core: &Core, entry: Entry, user_data: u64) -> Option<u32> {
+        if !self.has_room(core) {
+            return None;
+        }
+        self.queues.blank().write(entry);
+        Some(self.queues.queue(user_data))
     }
 
     fn enter(&mut self, core: &Core, complete: u32, flags: u32, until: Option<u64>) -> i64 {
-        let submit = self.unhanded();
         let mut flags = flags | self.enter_flags;
         let time = until.map(|at| {
             if self.absolute_time {
@@ -202,92 +157,73 @@ impl Uring {
             }
         });
         core.counters().system_calls.add(1);
+        self.queues.publish();
+        let submit = self.queues.unhanded();
         let call = || calls::enter(self.enter_fd, submit, complete, flags, time.as_ref());
         let result = match self.may_raise {
             0 => call(),
             _ => sys::thread::without_sigpipe(call),
         };
-        if result > 0 {
-            self.handed = self.handed.wrapping_add(result as u32);
-        }
+        self.queues.note_handed();
         result
     }
 
-    /// Whether the kernel holds completions back until it is entered.
-    fn holds_back(&mut self) -> (bool, bool) {
-        // SAFETY: the owner thread alone uses the ring.
-        let queue = unsafe { self.ring.submission_shared() };
-        (queue.taskrun(), queue.cq_overflow())
-    }
-
-    fn has_completions(&mut self) -> bool {
-        // SAFETY: the owner thread alone uses the ring.
-        !unsafe { self.ring.completion_shared() }.is_empty()
-    }
-
-    /// The native form of an operation, if it has one here.
+    /// Writes the native form of an operation, if it has one here. False: it goes another way.
     #[inline(always)]
-    fn encode(&mut self, core: &mut Core, index: u32) -> Option<Entry> {
+    fn encode(&mut self, core: &mut Core, index: u32) -> bool {
         let slot = &core.slots[index];
-        let kind = usize::from(slot.kind);
-        if !self.native[kind] {
-            return None;
-        }
         let def = op::of(slot.kind);
         if slot.bits & (bits::MULTI | bits::SIDE) == 0 && !def.is(op::POSITIONAL | op::PIPE_SIGNAL) {
-            return def.ring.map(|form| form(&slot.args));
+            let Some(form) = def.ring.filter(|_| self.native[def.kind as usize]) else { return false };
+            form(&slot.args, self.queues.blank());
+            return true;
         }
         self.encode_special(core, index)
     }
 
-    fn encode_special(&mut self, core: &mut Core, index: u32) -> Option<Entry> {
+    fn encode_special(&mut self, core: &mut Core, index: u32) -> bool {
         let def = core.def(index);
         let kind = def.kind as usize;
-        if def.is(op::POSITIONAL) {
-            // The ring ignores the offset on a stream; the attempt answers -ESPIPE.
-            let fd = core.slots[index].args.fd();
-            if core.descriptors.class(fd) != Class::File && sys::is_stream(fd) {
-                return None;
-            }
+        if !self.native[kind] {
+            return false;
         }
-        if def.is(op::PIPE_SIGNAL) && core.descriptors.class(core.slots[index].args.fd()) == Class::Device {
-            // A large write to a blocking terminal would wait inside io_uring_enter (6.18).
-            return None;
+        let fd = core.slots[index].args.fd();
+        // The ring ignores the offset on a stream; the attempt answers -ESPIPE.
+        if def.is(op::POSITIONAL) && core.descriptors.class(fd) != Class::File && sys::is_stream(fd) {
+            return false;
+        }
+        // A large write to a blocking terminal would wait inside io_uring_enter (6.18).
+        if def.is(op::PIPE_SIGNAL) && core.descriptors.class(fd) == Class::Device {
+            return false;
         }
         let (slot, side) = core.both(index);
         let wants_multi = slot.has(bits::MULTI) && !self.single[kind];
-        if let Some(side) = side
-            && let Some(pool) = &side.pool
-        {
-            let group = pool.inner().group?;
+        let entry = if let Some(pool) = side.as_ref().and_then(|side| side.pool.as_ref()) {
             // The kernel keeps no count of what is lent, nor of records that wait: those are armed one by one.
-            let multi = wants_multi && side.lend_max == 0 && slot.callback.is_some();
+            let lend_max = side.as_ref().map_or(0, |side| side.lend_max);
+            let multi = wants_multi && lend_max == 0 && slot.callback.is_some();
             // An empty datagram gets no buffer from the kernel (6.18); for messages the attempt lends one.
-            if def.is(op::CAN_MULTI) && !def.is(op::MESSAGE) && sys::is_message_socket(slot.args.fd()) {
-                return None;
+            if def.is(op::CAN_MULTI) && !def.is(op::MESSAGE) && sys::is_message_socket(fd) {
+                return false;
             }
-            return def.ring_lent.and_then(|form| form(&slot.args, group, multi));
-        }
-        if wants_multi && slot.callback.is_some() && let Some(form) = def.ring_multi {
-            return Some(form(&slot.args));
-        }
-        if slot.has(bits::MULTI) && def.is(op::EDGE) && slot.args.stage != 0 {
+            let (Some(form), Some(group)) = (def.ring_lent, pool.inner().group) else { return false };
+            form(&slot.args, group, multi)
+        } else if let (true, Some(form)) = (wants_multi && slot.callback.is_some(), def.ring_multi) {
+            Some(form(&slot.args))
+        } else if slot.has(bits::MULTI) && def.is(op::EDGE) && slot.args.stage != 0 {
             // One-shot arming of a level would spin: the attempt's way waits for the edge.
-            return None;
-        }
-        def.ring.map(|form| form(&slot.args))
-    }
-
-    /// A native entry went into the queue.
-    #[inline(always)]
-    fn note_native(&mut self, core: &mut Core, index: u32) {
-        let slot = &mut core.slots[index];
-        slot.rung = rung::NATIVE;
-        slot.next = self.queued.wrapping_sub(1);
-        self.in_kernel += 1;
-        let def = op::of(slot.kind);
-        if def.is(op::PIPE_SIGNAL) && sys::rwf_nosignal() == 0 {
-            self.may_raise += 1;
+            None
+        } else {
+            let Some(form) = def.ring else { return false };
+            form(&slot.args, self.queues.blank());
+            return true;
+        };
+        match entry {
+            Some(entry) => {
+                self.queues.blank().write(entry);
+                true
+            }
+            None => false,
         }
     }
 
@@ -308,34 +244,29 @@ impl Uring {
     /// Waits until the operation's descriptor shows one of `events`.
     fn wait(&mut self, core: &mut Core, index: u32, events: u32) {
         let slot = &core.slots[index];
-        let mut entry = opcode::PollAdd::new(types::Fd(slot.args.fd()), events).build().user_data(slot.id());
-        if core.def(index).is(op::EDGE) && slot.args.stage != 0 {
-            entry = opcode::PollAdd::new(types::Fd(slot.args.fd()), events | libc::EPOLLET as u32)
-                .build()
-                .user_data(slot.id());
-        }
-        let pushed = self.push(core, &entry);
-        let position = self.queued.wrapping_sub(1);
-        let slot = &mut core.slots[index];
-        if pushed {
-            slot.rung = rung::WAITING;
-            slot.next = position;
-            self.in_kernel += 1;
-        } else {
+        let edge = core.def(index).is(op::EDGE) && slot.args.stage != 0;
+        let events = if edge { events | libc::EPOLLET as u32 } else { events };
+        let entry = opcode::PollAdd::new(types::Fd(slot.args.fd()), events).build();
+        match self.push(core, entry, slot.id()) {
+            Some(position) => {
+                let slot = &mut core.slots[index];
+                slot.rung = rung::WAITING;
+                slot.next = position;
+                self.in_kernel += 1;
+            }
             // Attempted once more next turn, when there is room again.
-            self.attempts.push(core, index);
+            None => self.attempts.push(core, index),
         }
     }
 
     /// Arms what wakes a sleeping loop.
     fn arm_wake(&mut self, core: &Core) {
-        let entry = opcode::PollAdd::new(types::Fd(core.shared.wake), libc::POLLIN as u32).build().user_data(WAKE);
-        self.wake_armed = self.push(core, &entry);
+        let entry = opcode::PollAdd::new(types::Fd(core.shared.wake), libc::POLLIN as u32).build();
+        self.wake_armed = self.push(core, entry, WAKE).is_some();
     }
 
     fn push_cancel(&mut self, core: &Core, id: u64) -> bool {
-        let entry = opcode::AsyncCancel::new(id).build().user_data(slot::cancel_tag(id));
-        self.push(core, &entry)
+        self.push(core, opcode::AsyncCancel::new(id).build(), slot::cancel_tag(id)).is_some()
     }
 
     /// Encodes what had to wait for room.
@@ -358,28 +289,21 @@ impl Uring {
         }
     }
 
-    /// Takes one completion.
-    #[inline(always)]
-    fn pop(&mut self) -> Option<cqueue::Entry> {
-        // SAFETY: the owner thread alone uses the ring.
-        unsafe { self.ring.completion_shared() }.next()
-    }
-
     /// What a completion means; None: nothing for the engine.
     #[inline(always)]
-    fn translate(&mut self, core: &mut Core, entry: &cqueue::Entry) -> Option<Outcome> {
-        let id = entry.user_data();
+    fn translate(&mut self, core: &mut Core, entry: &Completion) -> Option<Outcome> {
+        let id = entry.user_data;
         let Some(index) = core.slots.find(id) else {
             self.translate_own(entry);
             return None;
         };
-        let flags = entry.flags();
+        let flags = entry.flags;
         let more = cqueue::more(flags);
         if !more {
             self.note_end(core, index);
         }
         let slot = &mut core.slots[index];
-        let result = i64::from(entry.result());
+        let result = i64::from(entry.result);
         let outcome = Outcome { index, result, more, later: false, buffer: cqueue::buffer_select(flags).map(u32::from) };
         let plain = result >= 0 && !op::of(slot.kind).is(op::AMENDS_ALL);
         if slot.rung == rung::NATIVE && (plain || slot.has(bits::WITHDRAWN)) && !slot.has(bits::MULTI) {
@@ -449,8 +373,8 @@ impl Uring {
     }
 
     #[cold]
-    fn translate_own(&mut self, entry: &cqueue::Entry) {
-        if entry.user_data() == WAKE {
+    fn translate_own(&mut self, entry: &Completion) {
+        if entry.user_data == WAKE {
             sys::eventfd_drain(self.shared.wake);
             self.wake_armed = false;
         }
@@ -481,11 +405,11 @@ impl Driver for Uring {
         // A ring belongs to the thread that enabled it; the next owner gets a new one.
         let made = setup::make(self.entries, self.rung).map_err(|denied| denied.error)?;
         let pools = self.groups.take_pools();
-        self.unmap();
+        self.queues = Queues::new(&made.ring)?;
         self.ring = made.ring;
         self.rung = made.rung;
         self.adopted = false;
-        self.settle_in()?;
+        self.settle_in();
         self.groups = Groups::default();
         for pool in pools {
             self.groups.offer_again(&self.ring, &pool);
@@ -499,15 +423,19 @@ impl Driver for Uring {
 
     #[inline(always)]
     fn start(&mut self, core: &mut Core, index: u32) {
-        let Some(entry) = self.encode(core, index) else {
-            return self.start_by_attempt(core, index);
-        };
-        let entry = entry.user_data(core.slots[index].id());
-        if self.push(core, &entry) {
-            self.note_native(core, index);
-        } else {
+        if !self.has_room(core) {
             core.slots[index].rung = rung::BACKLOG;
             self.backlog.push_back(core.slots[index].id());
+        } else if self.encode(core, index) {
+            let slot = &mut core.slots[index];
+            slot.rung = rung::NATIVE;
+            slot.next = self.queues.queue(slot.id());
+            self.in_kernel += 1;
+            if op::of(slot.kind).is(op::PIPE_SIGNAL) && sys::rwf_nosignal() == 0 {
+                self.may_raise += 1;
+            }
+        } else {
+            self.start_by_attempt(core, index);
         }
     }
 
@@ -524,11 +452,10 @@ impl Driver for Uring {
             rung::NATIVE | rung::WAITING => {
                 let position = core.slots[index].next;
                 let id = core.slots[index].id();
-                if position.wrapping_sub(self.handed) < self.unhanded() {
+                if position.wrapping_sub(self.queues.handed) < self.queues.unhanded() {
                     // Not handed over: the entry becomes a NOP of the same name, and the kernel never sees the operation.
                     let entry = opcode::Nop::new().build().user_data(id);
-                    // SAFETY: inside the mapping; the kernel reads entries only while it is entered, by this thread.
-                    unsafe { *self.sqes.add((position & self.mask) as usize) = entry };
+                    self.queues.replace(position, entry);
                     core.slots[index].bits |= bits::WITHDRAWN;
                 } else if core.def(index).is(op::CLOSES) {
                     // A started close cannot be cancelled.
@@ -556,7 +483,7 @@ impl Driver for Uring {
     }
 
     fn has_leftovers(&mut self) -> bool {
-        self.has_work() || self.has_completions() || self.holds_back() != (false, false)
+        self.has_work() || self.queues.has_completions() || self.queues.held_back() != 0
     }
 
     fn turn(&mut self, core: &mut Core, until: Until) -> Result<(), i32> {
@@ -566,15 +493,14 @@ impl Driver for Uring {
         if !self.cancels.is_empty() || !self.backlog.is_empty() {
             self.catch_up(core);
         }
-        let mut wait = until != Until::Now && !self.has_work() && !self.has_completions();
+        let mut wait = until != Until::Now && !self.has_work() && !self.queues.has_completions();
         if wait {
             if !self.wake_armed {
                 self.arm_wake(core);
             }
             wait = self.wake_armed && core.shared.prepare_sleep() && !self.attempts.threads.has_finished();
         }
-        let (taskrun, overflow) = self.holds_back();
-        if self.unhanded() == 0 && !wait && !taskrun && !overflow {
+        if self.queues.unhanded() == 0 && !wait && self.queues.held_back() == 0 {
             core.shared.awake();
             self.attempts.open_turn();
             return Ok(());
@@ -594,13 +520,12 @@ impl Driver for Uring {
         }
         // Without SUBMIT_ALL the kernel stops at a bad entry; and what it holds back must be asked for.
         for _ in 0..self.ring.params().cq_entries() {
-            let (taskrun, overflow) = self.holds_back();
-            if overflow {
-                core.counters().overflows.add(1);
+            let held_back = self.queues.held_back();
+            if held_back == 0 && (self.queues.unhanded() == 0 || result <= 0) {
+                break;
             }
-            // SAFETY: the owner thread alone uses the ring.
-            let full = unsafe { self.ring.completion_shared() }.is_full();
-            if full || !(taskrun || overflow || (self.unhanded() > 0 && result > 0)) {
+            core.counters().overflows.add(u64::from(held_back & OVERFLOW != 0));
+            if self.queues.is_full() {
                 break;
             }
             if self.enter(core, 0, calls::ENTER_GETEVENTS, None) < 0 {
@@ -614,7 +539,7 @@ impl Driver for Uring {
     #[inline(always)]
     fn next(&mut self, core: &mut Core) -> Option<Outcome> {
         loop {
-            if let Some(entry) = self.pop() {
+            if let Some(entry) = self.queues.pop() {
                 if let Some(outcome) = self.translate(core, &entry) {
                     return Some(outcome);
                 }
@@ -636,7 +561,7 @@ impl Driver for Uring {
     }
 
     fn prepare_embedded_sleep(&mut self, core: &mut Core) {
-        if self.unhanded() > 0 {
+        if self.queues.unhanded() > 0 {
             self.enter(core, 0, 0, None);
         }
     }
@@ -688,14 +613,14 @@ impl Driver for Uring {
             self.catch_up(core);
             let soon = sys::now() + 20_000_000;
             self.enter(core, 1, calls::ENTER_GETEVENTS, Some(soon));
-            while let Some(entry) = self.pop() {
-                let Some(index) = core.slots.find(entry.user_data()) else { continue };
-                let more = cqueue::more(entry.flags());
+            while let Some(entry) = self.queues.pop() {
+                let Some(index) = core.slots.find(entry.user_data) else { continue };
+                let more = cqueue::more(entry.flags);
                 if !more {
                     self.note_end(core, index);
                 }
                 let waiting = core.slots[index].rung == rung::WAITING;
-                let result = if waiting { -i64::from(libc::ECANCELED) } else { i64::from(entry.result()) };
+                let result = if waiting { -i64::from(libc::ECANCELED) } else { i64::from(entry.result) };
                 drop_result(core, &Outcome { more, ..Outcome::done(index, result) });
             }
         }
@@ -721,7 +646,6 @@ impl Driver for Uring {
 impl Drop for Uring {
     fn drop(&mut self) {
         self.attempts.threads.end();
-        self.unmap();
         if self.event >= 0 {
             sys::close(self.event);
         }
