@@ -250,7 +250,7 @@ static int bind_loopback(struct sockaddr_in *address)
     return fd;
 }
 
-/* Connects to a listener until an attempt gets no answer any more: its queue is full and the kernel drops what comes. */
+/* Connects to a listener until an attempt gets no answer any more: its queue is full, the kernel drops what comes. */
 static void fill_backlog(struct stage *stage, const struct sockaddr_in *to)
 {
     while (stage->filler_count < FILLERS_MAX) {
@@ -311,8 +311,8 @@ static bool play(upcall_loop *loop)
 static void usage(FILE *out)
 {
     fprintf(out, "usage: connect [--backend | --help]\n"
-                 "Connects on 127.0.0.1 by hand and with upcall_op_connect(): to a live listener, a refused port, a full\n"
-                 "backlog, and with a cancel; prints the outcomes and times.\n"
+                 "Connects on 127.0.0.1 by hand and with upcall_op_connect(): to a live listener, a refused port,\n"
+                 "a full backlog, and with a cancel; prints the outcomes and times.\n"
                  "  --backend  only tell which backend a loop gets on this machine, and why\n"
                  "UPCALL_BACKEND=io_uring or =epoll in the environment chooses the backend.\n"
                  "Exit status: 0 all as expected, 1 not, 2 usage, 77 the chosen backend is denied here.\n");

@@ -252,7 +252,7 @@ static void on_accepted(upcall_loop *loop, const upcall_event *event)
         else if (close((int)event->result) < 0) /* arrived while the listener was closing */
             fprintf(stderr, "echo_server: close: %s\n", strerror(errno));
     } else if ((event->flags & UPCALL_MORE) != 0) {
-        /* Out of descriptors or memory: told once; the client stays queued and is accepted when there are some again. */
+        /* Out of descriptors or memory: told once; the client stays queued, and is accepted when there are some. */
         fprintf(stderr, "echo_server: accept: %s; going on\n", upcall_strerror((int)event->result));
     }
     if ((event->flags & UPCALL_MORE) == 0 && !server->stopping) {

@@ -537,7 +537,7 @@ static bool self_test(upcall_loop *loop)
         {"two that answer: the first wins alone", {ANSWERS, ANSWERS}, 2, 0, 0, 1, 0, soon},
         {"refused, then one that answers: at once", {REFUSES, ANSWERS}, 2, 1, 0, 2, 0, soon},
         {"silent, then one that answers: after 250 ms", {STAYS_SILENT, ANSWERS}, 2, 1, 0, 2, ATTEMPT_DELAY_NS, late},
-        {"silent, refused, answers: the last wins", {STAYS_SILENT, REFUSES, ANSWERS}, 3, 2, 0, 3, ATTEMPT_DELAY_NS, late},
+        {"silent, refused, answers: the third", {STAYS_SILENT, REFUSES, ANSWERS}, 3, 2, 0, 3, ATTEMPT_DELAY_NS, late},
         {"all refused: the error is told", {REFUSES, REFUSES}, 2, -1, -ECONNREFUSED, 2, 0, soon},
     };
     struct listener probe;

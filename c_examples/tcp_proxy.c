@@ -344,7 +344,7 @@ static void on_accepted(upcall_loop *loop, const upcall_event *event)
         else if (close((int)event->result) < 0) /* arrived while the listener was closing */
             fprintf(stderr, "tcp_proxy: close: %s\n", strerror(errno));
     } else if ((event->flags & UPCALL_MORE) != 0) {
-        /* Out of descriptors or memory: told once; the client stays queued and is accepted when there are some again. */
+        /* Out of descriptors or memory: told once; the client stays queued, and is accepted when there are some. */
         fprintf(stderr, "tcp_proxy: accept: %s; going on\n", upcall_strerror((int)event->result));
     }
     if ((event->flags & UPCALL_MORE) == 0 && !proxy->stopping) {
@@ -379,7 +379,7 @@ static void close_everything(struct proxy *proxy)
     op.callback = on_listener_closed;
     submit(proxy->loop, op);
     for (struct pair *at = proxy->pairs; at != NULL; at = at->next)
-        /* A pair whose failed connect is just being closed goes when that is done: on_failed_closed() still needs it. */
+        /* A pair whose failed connect is being closed goes when that is done: on_failed_closed() still needs it. */
         if (at->target >= 0)
             abort_pair(at); /* asks only: nothing leaves the list before its event */
 }

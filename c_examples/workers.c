@@ -463,7 +463,7 @@ static void usage(FILE *out)
                  "  --port P     port (0: any free one)\n"
                  "  --clients N  connect N times from inside, check the greetings and the totals, and end\n"
                  "UPCALL_BACKEND=io_uring or =epoll in the environment chooses the backend.\n"
-                 "Exit status: 0 stopped or all clients greeted, 1 not, 2 usage, 77 the chosen backend is denied here.\n");
+                 "Exit status: 0 stopped, or all clients greeted, 1 not, 2 usage, 77 the chosen backend is denied.\n");
 }
 
 static size_t parse_count(const char *text, unsigned long min, unsigned long max)

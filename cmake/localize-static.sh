@@ -5,7 +5,7 @@
 #
 # RAW is cargo's static library. It brings Rust's runtime along with global names, so that two Rust libraries cannot be
 # linked into one program ("multiple definition of rust_eh_personality"). SHARED, built from the same sources, tells
-# which functions are public. The tools: NM, LD (GNU ld), OBJCOPY, AR.
+# which functions are public. The tools: NM, READELF, LD (GNU ld), OBJCOPY, AR.
 set -eu
 shared=$1 raw=$2 out=$3 debug=$4
 
@@ -20,8 +20,14 @@ trap 'rm -rf "$work"' EXIT
 # would merge our local copies with the ones of another Rust library.
 sed 's/^/--undefined=/' "$work/public" >"$work/roots"
 "$LD" -r --gc-sections --force-group-allocation "@$work/roots" "$raw" -o "$work/upcall.o"
-set -- "--keep-global-symbols=$work/public"
+
+# What only dropped code refers to: objcopy would turn these leftovers into symbols that the program has to define.
+"$READELF" -sW "$work/upcall.o" | awk '$5 == "LOCAL" && $7 == "UND" && $8 != "" { print $8 }' >"$work/leftovers"
+
+# Bitcode of another LLVM's version would end nm, ar and ld, where these have an LLVM plugin.
+set -- --remove-section=.llvmbc --remove-section=.llvmcmd
 [ "$debug" = debug ] || set -- "$@" --strip-debug
-"$OBJCOPY" "$@" "$work/upcall.o"
+[ ! -s "$work/leftovers" ] || set -- "$@" "--strip-symbols=$work/leftovers" # an empty list is an error to objcopy
+"$OBJCOPY" "--keep-global-symbols=$work/public" "$@" "$work/upcall.o"
 (cd "$work" && "$AR" rcs out.a upcall.o)
 mv "$work/out.a" "$out"

@@ -77,8 +77,7 @@ pub struct upcall_buffers {
 pub type upcall_id = u64;
 
 /// Called on the owner thread, inside upcall_poll(), once per event. `event` is valid only inside the callback.
-pub type upcall_callback =
-    Option<unsafe extern "C-unwind" fn(r#loop: *mut upcall_loop, event: *const upcall_event)>;
+pub type upcall_callback = Option<unsafe extern "C-unwind" fn(r#loop: *mut upcall_loop, event: *const upcall_event)>;
 /// Called on the owner thread, inside upcall_poll(), exactly once per upcall_post().
 pub type upcall_post_fn = Option<unsafe extern "C-unwind" fn(r#loop: *mut upcall_loop, arg: *mut c_void)>;
 /// A computation run on a thread of the loop's pool; what it returns is the event's result.

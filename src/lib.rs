@@ -12,6 +12,8 @@
 //! an operation, at addresses that do not move, until the operation's terminal completion; and what the program lent, it
 //! lent until the final event, which comes after that.*
 
+#![allow(clippy::unnecessary_cast, reason = "the C library's types differ between C libraries")]
+
 mod abi;
 mod driver;
 mod engine;

@@ -34,6 +34,20 @@ fn the_checked_in_header_equals_the_generated_one() {
     compare("include/upcall.h", &generated());
 }
 
+/// Nothing of the engine's own slips into the header: every name it defines is Upcall's.
+#[test]
+fn every_name_in_the_header_is_the_librarys() {
+    for line in generated().lines() {
+        let name = match line.split_whitespace().collect::<Vec<_>>()[..] {
+            ["#define", name, ..] => name,
+            ["typedef", "struct", name, ..] => name,
+            ["typedef", _, name] => name,
+            _ => continue,
+        };
+        assert!(name.to_lowercase().starts_with("upcall"), "{line}");
+    }
+}
+
 /// The public functions, from the header: what the shared library must export, no more and no less.
 #[test]
 fn the_symbol_list_equals_the_headers_functions() {

@@ -50,12 +50,14 @@ impl Attempts {
     }
 
     /// The next operation to attempt in this turn.
-    pub fn pop(&mut self, core: &Core) -> Option<u32> {
+    pub fn pop(&mut self, core: &mut Core) -> Option<u32> {
         while self.budget > 0 {
             self.budget -= 1;
             let id = self.queue.pop_front()?;
             // One that was cancelled meanwhile has left a stale entry.
-            if let Some(index) = core.slots.find(id).filter(|&index| core.slots[index].rung == rung::QUEUED) {
+            if let Some(index) = core.slots.find(id)
+                && core.slots[index].rung == rung::QUEUED
+            {
                 return Some(index);
             }
         }
@@ -96,9 +98,9 @@ impl Attempts {
     /// Acts on a decision.
     pub fn decide(&mut self, core: &mut Core, index: u32, decision: Decision, buffer: Option<u32>) -> Step {
         match decision {
-            Decision::Done(result) => Step::Out(Outcome { buffer, ..Outcome::done(index, result) }),
+            Decision::Done(result) => Step::Out(Outcome::done(index, result).with_buffer(buffer)),
             Decision::Wait(events) => Step::Wait(events),
-            Decision::Later => Step::Out(Outcome::later(index)),
+            Decision::Later => Step::Out(Outcome::postponed(index)),
             Decision::Native => Step::Native,
             Decision::Pool | Decision::Own => self.hand_over(core, index, decision == Decision::Own, buffer),
         }
@@ -107,7 +109,7 @@ impl Attempts {
     fn hand_over(&mut self, core: &mut Core, index: u32, own: bool, buffer: Option<u32>) -> Step {
         let def = core.def(index);
         let Some(block) = def.block else {
-            return Step::Out(Outcome { buffer, ..Outcome::done(index, -i64::from(libc::EOPNOTSUPP)) });
+            return Step::Out(Outcome::done(index, -i64::from(libc::EOPNOTSUPP)).with_buffer(buffer));
         };
         let mut args = core.slots[index].args.copy();
         let id = core.slots[index].id();
@@ -132,11 +134,11 @@ impl Attempts {
             if let (Some(number), Some(pool)) = (buffer, &core.side(index).pool) {
                 pool.inner().free.push(number);
             }
-            return Step::Out(Outcome::later(index));
+            return Step::Out(Outcome::postponed(index));
         }
         let args = core.slots[index].args.copy();
         core.slots[index].rung = rung::POOL;
-        Step::Out(Outcome { buffer, ..Outcome::done(index, block(&args)) })
+        Step::Out(Outcome::done(index, block(&args)).with_buffer(buffer))
     }
 
     /// The next operation that a thread has finished.
@@ -144,7 +146,7 @@ impl Attempts {
         while self.threads.has_finished() {
             let finished = self.threads.collect()?;
             if let Some(index) = core.slots.find(finished.id) {
-                return Some(Outcome { buffer: finished.buffer, ..Outcome::done(index, finished.result) });
+                return Some(Outcome::done(index, finished.result).with_buffer(finished.buffer));
             }
         }
         None
@@ -193,7 +195,7 @@ pub(crate) fn drop_result(core: &mut Core, outcome: &Outcome) {
     if core.def(outcome.index).is(op::NEW_FD) && outcome.result >= 0 {
         crate::sys::close(outcome.result as i32);
     }
-    if !outcome.more {
+    if !outcome.more() {
         core.slots[outcome.index].rung = rung::IDLE;
         core.slots[outcome.index].bits |= bits::ORPHAN;
     }

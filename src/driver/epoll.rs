@@ -30,8 +30,7 @@ const TRUSTED: u8 = 2;
 /// In the list of suspects.
 const SUSPECT: u8 = 4;
 
-const ALL_EVENTS: u32 =
-    (libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLRDHUP | libc::EPOLLPRI | libc::EPOLLET) as u32;
+const ALL_EVENTS: u32 = (libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLRDHUP | libc::EPOLLPRI | libc::EPOLLET) as u32;
 /// poll(2) and epoll agree on these bits; they answer every wait.
 const ALWAYS: u32 = (libc::EPOLLERR | libc::EPOLLHUP) as u32;
 /// The epoll datum of the loop's own eventfd.
@@ -220,17 +219,17 @@ impl Driver for Epoll {
         if error == 0 { Ok(()) } else { Err(-error as i32) }
     }
 
-    fn next(&mut self, core: &mut Core) -> Option<Outcome> {
+    fn next(&mut self, core: &mut Core) -> Outcome {
         loop {
             if let Some(outcome) = self.attempts.collect(core) {
-                return Some(outcome);
+                return outcome;
             }
-            let index = self.attempts.pop(core)?;
+            let Some(index) = self.attempts.pop(core) else { return Outcome::NONE };
             if core.def(index).is(op::CLOSES) {
                 self.forget(core, index);
             }
             match self.attempts.attempt(core, index) {
-                Step::Out(outcome) => return Some(outcome),
+                Step::Out(outcome) => return outcome,
                 Step::Wait(events) => self.wait(core, index, events),
                 Step::Handed | Step::Native => {}
             }

@@ -10,29 +10,75 @@ pub(crate) mod uring;
 
 use crate::engine::buffers::Pool;
 use crate::engine::core::Core;
+use crate::engine::slot::NONE;
 use std::sync::Arc;
 
-/// What became of an operation, or of one event of it.
+/// What became of an operation, or of one event of it. Two registers: moving it through memory costs more than making it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Outcome {
     pub index: u32,
+    /// MORE, LATER, LENT with the buffer's number above.
+    word: u32,
     pub result: i64,
-    /// The driver keeps the operation going: more outcomes follow.
-    pub more: bool,
-    /// Nothing was done; start it again after a pause.
-    pub later: bool,
-    /// The pool's buffer that holds the data.
-    pub buffer: Option<u32>,
 }
 
+const MORE: u32 = 1;
+const LATER: u32 = 2;
+const LENT: u32 = 4;
+const BUFFER_SHIFT: u32 = 16;
+
 impl Outcome {
+    /// No outcome is there.
+    pub(crate) const NONE: Outcome = Outcome { index: NONE, word: 0, result: 0 };
+
     #[inline(always)]
     pub fn done(index: u32, result: i64) -> Outcome {
-        Outcome { index, result, more: false, later: false, buffer: None }
+        Outcome { index, word: 0, result }
     }
 
-    pub fn later(index: u32) -> Outcome {
-        Outcome { later: true, ..Outcome::done(index, 0) }
+    /// Nothing was done; start it again after a pause.
+    pub fn postponed(index: u32) -> Outcome {
+        Outcome { word: LATER, ..Outcome::done(index, 0) }
+    }
+
+    /// The driver keeps the operation going: more outcomes follow.
+    #[inline(always)]
+    pub fn with_more(self, more: bool) -> Outcome {
+        Outcome { word: self.word & !MORE | if more { MORE } else { 0 }, ..self }
+    }
+
+    /// The pool's buffer that holds the data; pools have at most 2 × 32768.
+    #[inline(always)]
+    pub fn with_buffer(self, buffer: Option<u32>) -> Outcome {
+        match buffer {
+            None => self,
+            Some(number) => Outcome { word: self.word & (MORE | LATER) | LENT | number << BUFFER_SHIFT, ..self },
+        }
+    }
+
+    #[inline(always)]
+    pub fn is_none(self) -> bool {
+        self.index == NONE
+    }
+
+    #[inline(always)]
+    pub fn more(self) -> bool {
+        self.word & MORE != 0
+    }
+
+    #[inline(always)]
+    pub fn later(self) -> bool {
+        self.word & LATER != 0
+    }
+
+    /// Neither more nor later nor a buffer.
+    #[inline(always)]
+    pub fn is_plain(self) -> bool {
+        self.word == 0
+    }
+
+    pub fn buffer(self) -> Option<u32> {
+        (self.word & LENT != 0).then_some(self.word >> BUFFER_SHIFT)
     }
 }
 
@@ -76,8 +122,8 @@ pub(crate) trait Driver {
     fn has_leftovers(&mut self) -> bool;
     /// Hands over what was started and waits. -EINTR when a signal ended the wait.
     fn turn(&mut self, core: &mut Core, until: Until) -> Result<(), i32>;
-    /// The next outcome that was there when the turn ended.
-    fn next(&mut self, core: &mut Core) -> Option<Outcome>;
+    /// The next outcome that was there when the turn ended, or [`Outcome::NONE`].
+    fn next(&mut self, core: &mut Core) -> Outcome;
     /// The loop will be waited for from outside: nothing may be left half-known.
     fn prepare_embedded_sleep(&mut self, core: &mut Core);
     /// A descriptor that becomes readable when outcomes may be had. Owner thread, or no owner yet.

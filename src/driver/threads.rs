@@ -157,7 +157,15 @@ impl Threads {
     }
 
     /// Queues a call. False: no thread could be had, and nothing was done.
-    pub fn start(&mut self, job: &Job, lane: Lane, id: u64, block: fn(&Args) -> i64, args: Args, buffer: Option<u32>) -> bool {
+    pub fn start(
+        &mut self,
+        job: &Job,
+        lane: Lane,
+        id: u64,
+        block: fn(&Args) -> i64,
+        args: Args,
+        buffer: Option<u32>,
+    ) -> bool {
         // SAFETY: the job is idle: no worker has it (its last run was collected or dropped).
         unsafe { *job.call.get() = Call { id, block, args: Some(args), verbatim: lane == Lane::Compute, buffer } };
         job.cancelled.store(false, Ordering::Relaxed);
@@ -172,7 +180,11 @@ impl Threads {
                 queues.own.len() <= queues.own_idle || crew.spawn(&mut queues, true)
             }
             _ => {
-                if lane == Lane::Pool { queues.pool.push_back(entry) } else { queues.compute.push_back(entry) }
+                if lane == Lane::Pool {
+                    queues.pool.push_back(entry)
+                } else {
+                    queues.compute.push_back(entry)
+                }
                 let waiting = queues.pool.len() + queues.compute.len();
                 let enough = waiting <= queues.pool_idle || queues.pool_threads >= crew.workers;
                 enough || crew.spawn(&mut queues, false) || queues.pool_threads > 0
@@ -181,7 +193,11 @@ impl Threads {
         if ready {
             self.active += 1;
             drop(queues);
-            if lane == Lane::Own { crew.own_bell.notify_one() } else { crew.pool_bell.notify_one() }
+            if lane == Lane::Own {
+                crew.own_bell.notify_one()
+            } else {
+                crew.pool_bell.notify_one()
+            }
             return true;
         }
         match lane {

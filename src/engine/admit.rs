@@ -76,7 +76,7 @@ impl<D: Driver> Engine<D> {
         }
         for (number, operation) in ops.iter().enumerate() {
             let index = self.core.slots.take();
-            let id = self.core.slots.table().open(index);
+            let id = self.core.slots.open(index);
             let def = op::of(operation.kind as u8);
             if let Err(refusal) = self.admit(index, operation, def, at, false) {
                 self.discard(index);
@@ -99,7 +99,7 @@ impl<D: Driver> Engine<D> {
         let mut indexes = Vec::with_capacity(ops.len());
         for (number, operation) in ops.iter().enumerate() {
             let index = self.core.slots.take();
-            tell(number, self.core.slots.table().open(index));
+            tell(number, self.core.slots.open(index));
             let admitted = self.admit(index, operation, op::of(operation.kind as u8), at, ordered);
             indexes.push(index);
             if let Err(refusal) = admitted {
@@ -142,7 +142,7 @@ impl<D: Driver> Engine<D> {
     /// Takes back an operation of a submit that was refused after all.
     #[cold]
     fn discard(&mut self, index: u32) {
-        self.core.counters().submitted.add(u64::MAX);
+        self.tally.submitted = self.tally.submitted.wrapping_sub(1);
         self.leave(index);
     }
 
@@ -218,10 +218,8 @@ impl<D: Driver> Engine<D> {
             }
         }
         self.in_flight += 1;
-        self.foreground += usize::from(set & bits::BACKGROUND == 0);
-        if self.core.slots[index].bits & bits::FOREIGN == 0 {
-            self.core.counters().submitted.add(1);
-        }
+        self.background += usize::from(set & bits::BACKGROUND != 0);
+        self.tally.submitted += u64::from(self.core.slots[index].bits & bits::FOREIGN == 0);
     }
 
     /// The operation's deadline, counted from acceptance or, when it has to wait its turn, from its start.
@@ -261,7 +259,8 @@ impl<D: Driver> Engine<D> {
     /// Takes in what another thread submitted.
     pub(super) fn admit_foreign(&mut self, submission: Submission) {
         let mut indexes = Vec::with_capacity(submission.accepted.len());
-        let ordered = submission.accepted.iter().any(|one| one.op.flags & (UPCALL_LINK | UPCALL_LINK_ALWAYS | UPCALL_DRAIN) != 0);
+        let ordered =
+            submission.accepted.iter().any(|one| one.op.flags & (UPCALL_LINK | UPCALL_LINK_ALWAYS | UPCALL_DRAIN) != 0);
         for one in submission.accepted {
             let index = super::slot::index_of(one.id);
             let def = op::of(one.op.kind as u8);

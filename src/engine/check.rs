@@ -53,7 +53,9 @@ fn one(operation: &upcall_op, last: bool, shared: &Arc<Shared>) -> Result<&'stat
     if special != 0 || reserved != 0 || !operation.buffers.is_null() {
         options(operation, def, last, shared)?;
     }
-    (def.check)(operation)?;
+    if let Some(check) = def.check {
+        check(operation)?;
+    }
     Ok(def)
 }
 

@@ -53,9 +53,11 @@ pub(crate) struct Engine<D: Driver> {
     posts: VecDeque<(unsafe extern "C-unwind" fn(*mut upcall_loop, *mut c_void), *mut c_void)>,
     records: VecDeque<upcall_event>,
     pools: Vec<Arc<Pool>>,
-    /// Operations in flight, and those that keep run alive.
+    /// Operations in flight, and those of them that do not keep run alive.
     in_flight: usize,
-    foreground: usize,
+    background: usize,
+    /// What happened since the counters were last brought up to date.
+    tally: Tally,
     /// The clock of this turn; 0: not read yet.
     clock: u64,
     pub in_turn: bool,
@@ -69,7 +71,27 @@ pub(crate) struct Engine<D: Driver> {
     budget: turn::Budget,
 }
 
+/// Counted in plain words on the shortest way; added to the counters that others read at the end of each call.
+#[derive(Default)]
+struct Tally {
+    submitted: u64,
+    /// Native operations that completed.
+    quick: u64,
+    callbacks: u64,
+}
+
 impl<D: Driver> Engine<D> {
+    /// Brings the counters up to date.
+    #[inline]
+    pub fn count(&mut self) {
+        let tally = std::mem::take(&mut self.tally);
+        let counters = &self.core.shared.counters;
+        counters.submitted.add(tally.submitted);
+        counters.completed.add(tally.quick);
+        counters.native.add(tally.quick);
+        counters.callbacks.add(tally.callbacks);
+    }
+
     pub fn new(core: Core, driver: D, config: &upcall_config) -> Engine<D> {
         Engine {
             core,
@@ -86,7 +108,8 @@ impl<D: Driver> Engine<D> {
             records: VecDeque::new(),
             pools: Vec::new(),
             in_flight: 0,
-            foreground: 0,
+            background: 0,
+            tally: Tally::default(),
             clock: 0,
             in_turn: false,
             max_events: config.max_events as usize,
@@ -113,13 +136,12 @@ impl<D: Driver> Engine<D> {
 
     /// Operations that keep run alive, and posts.
     pub fn keeps_running(&self) -> bool {
-        self.foreground > 0 || !self.posts.is_empty()
+        self.in_flight > self.background || !self.posts.is_empty()
     }
 
     /// One more operation in flight, which keeps run alive.
     fn count_in(&mut self) {
         self.in_flight += 1;
-        self.foreground += 1;
     }
 
     fn keep_post(&mut self, function: unsafe extern "C-unwind" fn(*mut upcall_loop, *mut c_void), arg: *mut c_void) {

@@ -14,27 +14,71 @@ pub(crate) struct Delivery {
     pub event: upcall_event,
 }
 
+impl Delivery {
+    /// Nothing yet: the fields that no event changes are zero.
+    pub(crate) const BLANK: Delivery = Delivery {
+        callback: None,
+        event: upcall_event {
+            id: 0,
+            user: std::ptr::null_mut(),
+            result: 0,
+            transferred: 0,
+            buffer: std::ptr::null_mut(),
+            flags: 0,
+            kind: 0,
+            reserved: [0; 2],
+        },
+    };
+}
+
 /// The first pause of an operation that must try again, and the longest.
 const BACKOFF_NS: u64 = 1_000_000;
 const BACKOFF_MAX_NS: u64 = 50_000_000;
 
 impl<D: Driver> Engine<D> {
-    /// What an outcome means: an event, or nothing yet.
+    /// What an outcome means: an event in `out` (true), or nothing yet. The event is written field by field where it is
+    /// handed out from; moving it around costs more than making it.
     #[inline(always)]
-    pub(super) fn settle(&mut self, outcome: Outcome) -> Option<Delivery> {
+    pub(super) fn settle(&mut self, outcome: Outcome, out: &mut Delivery) -> bool {
         let index = outcome.index;
         let slot = &self.core.slots[index];
-        if slot.bits & bits::SLOW == 0 && outcome.result >= 0 && !outcome.later {
-            let transferred = if slot.has(bits::MOVES) { outcome.result as u64 } else { 0 };
-            let delivery = self.event(index, outcome.result, transferred, 0);
+        if slot.bits & bits::SLOW == 0 && outcome.result >= 0 && outcome.is_plain() {
+            out.callback = slot.callback;
+            out.event.id = slot.id();
+            out.event.user = slot.user;
+            out.event.result = outcome.result;
+            out.event.transferred = if slot.has(bits::MOVES) { outcome.result as u64 } else { 0 };
+            out.event.buffer = std::ptr::null_mut();
+            out.event.flags = 0;
+            out.event.kind = u32::from(slot.kind);
+            if slot.bits & !bits::MOVES == 0 && slot.rung == rung::NATIVE {
+                // Nothing else knows this operation.
+                self.tally.quick += 1;
+                self.in_flight -= 1;
+                self.core.slots[index].state = State::Free;
+                if self.core.slots.shut(index) {
+                    self.core.slots.put_back(index);
+                }
+                return true;
+            }
             self.core.counters().completed.add(1);
             self.leave(index);
-            return Some(delivery);
+            return true;
         }
-        self.settle_slowly(outcome)
+        self.settle_into(outcome, out)
     }
 
-    #[inline(always)]
+    #[inline(never)]
+    fn settle_into(&mut self, outcome: Outcome, out: &mut Delivery) -> bool {
+        match self.settle_slowly(outcome) {
+            Some(delivery) => {
+                *out = delivery;
+                true
+            }
+            None => false,
+        }
+    }
+
     fn event(&self, index: u32, result: i64, transferred: u64, flags: u32) -> Delivery {
         let slot = &self.core.slots[index];
         Delivery {
@@ -56,7 +100,7 @@ impl<D: Driver> Engine<D> {
         let index = outcome.index;
         let stopping = self.core.slots[index].has(bits::ASKED | bits::EXPIRED);
         let mut result = outcome.result;
-        if outcome.later {
+        if outcome.later() {
             if stopping {
                 return Some(self.conclude(index, -i64::from(libc::ECANCELED), None));
             }
@@ -70,7 +114,7 @@ impl<D: Driver> Engine<D> {
             match self.reconsider(index, result, stopping) {
                 Some(error) => result = error,
                 None => {
-                    self.recycle(index, outcome.buffer);
+                    self.recycle(index, outcome.buffer());
                     return None;
                 }
             }
@@ -84,7 +128,7 @@ impl<D: Driver> Engine<D> {
         if self.core.slots[index].has(bits::FULL) {
             return self.settle_full(index, result, stopping);
         }
-        Some(self.conclude(index, result, outcome.buffer))
+        Some(self.conclude(index, result, outcome.buffer()))
     }
 
     /// Looks at an error again: some are the kernel's affair and not the program's. None: the operation goes on.
@@ -159,7 +203,7 @@ impl<D: Driver> Engine<D> {
         if result < 0 {
             let shortage = matches!(-result as i32, libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM);
             if !shortage || !def.is(op::SHORTAGE) || stopping {
-                return Some(self.conclude(index, result, outcome.buffer));
+                return Some(self.conclude(index, result, outcome.buffer()));
             }
             let first = !self.core.slots[index].has(bits::REPORTED);
             self.core.slots[index].bits |= bits::REPORTED;
@@ -168,14 +212,14 @@ impl<D: Driver> Engine<D> {
             return delivery;
         }
         if result == 0 && def.is(op::MOVES) {
-            let empty_message = outcome.buffer.is_some() && sys::has_empty_messages(self.core.slots[index].args.fd());
-            if !empty_message && !outcome.more {
-                return Some(self.conclude(index, 0, outcome.buffer));
+            let empty_message = outcome.buffer().is_some() && sys::has_empty_messages(self.core.slots[index].args.fd());
+            if !empty_message && !outcome.more() {
+                return Some(self.conclude(index, 0, outcome.buffer()));
             }
         }
         let transferred = if def.is(op::MOVES) { result as u64 } else { 0 };
         let mut delivery = self.event(index, result, transferred, UPCALL_MORE);
-        delivery.event.buffer = self.lend(index, outcome.buffer);
+        delivery.event.buffer = self.lend(index, outcome.buffer());
         let slot = &mut self.core.slots[index];
         slot.bits &= !bits::REPORTED;
         let counted = slot.callback.is_none();
@@ -186,13 +230,13 @@ impl<D: Driver> Engine<D> {
             self.core.side(index).unreaped += 1;
         }
         if stopping {
-            if !outcome.more {
+            if !outcome.more() {
                 self.finish(index, -i64::from(libc::ECANCELED));
             }
             return Some(delivery);
         }
         self.restart_idle_limit(index);
-        if !outcome.more {
+        if !outcome.more() {
             self.core.counters().rearms.add(1);
             self.go_on(index);
         }
@@ -489,7 +533,6 @@ impl<D: Driver> Engine<D> {
     }
 
     /// Frees everything an operation had. Its id is stale from here on.
-    #[inline(always)]
     pub(super) fn leave(&mut self, index: u32) {
         let slot = &self.core.slots[index];
         let set = slot.bits;
@@ -497,7 +540,6 @@ impl<D: Driver> Engine<D> {
             self.leave_slowly(index);
         } else {
             self.core.counters().native.add(1);
-            self.foreground -= 1;
         }
         if set & bits::LISTED != 0 && self.core.descriptors.unlink(&mut self.core.slots, index) {
             self.note_closer(index);
@@ -505,7 +547,7 @@ impl<D: Driver> Engine<D> {
         self.in_flight -= 1;
         let slot = &mut self.core.slots[index];
         slot.state = State::Free;
-        let reusable = self.core.slots.table().shut(index);
+        let reusable = self.core.slots.shut(index);
         if set & bits::FOREIGN != 0 {
             if reusable {
                 self.core.shared.put_back_foreign(index);
@@ -524,7 +566,7 @@ impl<D: Driver> Engine<D> {
             rung::POOL | rung::OWN => counters.pool.add(1),
             _ => counters.emulated.add(1),
         }
-        self.foreground -= usize::from(!slot.has(bits::BACKGROUND));
+        self.background -= usize::from(slot.has(bits::BACKGROUND));
         let (kind, fd) = (slot.kind, slot.args.fd());
         let number = slot.side;
         if number == NONE {

@@ -238,7 +238,7 @@ impl Shared {
     /// The owner is about to sleep. False: something came in; it must look again.
     #[inline(always)]
     pub fn prepare_sleep(&self) -> bool {
-        self.sleep.store(SLEEPING, Ordering::SeqCst);
+        self.sleep.store(SLEEPING, Ordering::Relaxed);
         std::sync::atomic::fence(Ordering::SeqCst);
         let quiet = self.inbox.is_empty() && !self.nudged.load(Ordering::SeqCst);
         if !quiet {

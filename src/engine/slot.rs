@@ -223,7 +223,7 @@ impl SlotTable {
     /// The slot of a committed index, for looking at its atomic words from any thread.
     fn word(&self, index: u32) -> (&AtomicU64, &std::sync::atomic::AtomicI32) {
         // SAFETY: committed memory that is never unmapped while the table lives; only atomics are referenced.
-        unsafe { (&*(&raw const (*self.at(index)).id), &*(&raw const (*self.at(index)).args.fd_word)) }
+        unsafe { (&(*self.at(index)).id, &(*self.at(index)).args.fd_word) }
     }
 
     /// Whether an operation with this id is in flight. Any thread.
@@ -244,7 +244,6 @@ impl SlotTable {
     }
 
     /// Makes a free slot the caller's: its id, in flight from now on.
-    #[inline(always)]
     pub fn open(&self, index: u32) -> u64 {
         let word = self.word(index).0;
         let id = word.load(Ordering::Relaxed).wrapping_add(GENERATION);
@@ -287,6 +286,9 @@ fn random() -> u64 {
 /// The owner's view: slots by index, and those that are free.
 pub(crate) struct Slots {
     table: std::sync::Arc<SlotTable>,
+    base: *mut Slot,
+    /// Committed slots, as last seen.
+    known: u32,
     free: u32,
     free_count: u32,
     fresh: std::ops::Range<u32>,
@@ -294,7 +296,8 @@ pub(crate) struct Slots {
 
 impl Slots {
     pub fn new(table: std::sync::Arc<SlotTable>) -> Slots {
-        Slots { table, free: NONE, free_count: 0, fresh: 0..0 }
+        let base = table.at(0);
+        Slots { table, base, known: 0, free: NONE, free_count: 0, fresh: 0..0 }
     }
 
     /// Makes sure that `count` slots can be taken.
@@ -357,14 +360,42 @@ impl Slots {
 
     /// The slot of an operation in flight.
     #[inline(always)]
-    pub fn find(&self, id: u64) -> Option<u32> {
-        self.table.is_in_flight(id).then(|| index_of(id))
+    pub fn find(&mut self, id: u64) -> Option<u32> {
+        let index = index_of(id);
+        if index >= self.known {
+            self.known = self.table.committed();
+            if index >= self.known {
+                return None;
+            }
+        }
+        (is_live_id(id) && self[index].id() == id).then_some(index)
+    }
+
+    /// Makes a free slot's operation begin: its id.
+    #[inline(always)]
+    pub fn open(&mut self, index: u32) -> u64 {
+        let word = &self[index].id;
+        let id = word.load(Ordering::Relaxed).wrapping_add(GENERATION);
+        word.store(id, Ordering::Release);
+        id
+    }
+
+    /// Ends an operation's id. False: the slot must not be used again.
+    #[inline(always)]
+    pub fn shut(&mut self, index: u32) -> bool {
+        let word = &self[index].id;
+        let id = word.load(Ordering::Relaxed).wrapping_add(GENERATION);
+        word.store(id, Ordering::Release);
+        id >= GENERATION
     }
 
     pub fn table(&self) -> &SlotTable {
         &self.table
     }
 }
+
+// SAFETY: `base` points into the table that `table` keeps.
+unsafe impl Send for Slots {}
 
 impl std::ops::Index<u32> for Slots {
     type Output = Slot;
@@ -374,7 +405,7 @@ impl std::ops::Index<u32> for Slots {
         debug_assert!(index < self.table.committed());
         // SAFETY: indexes come from this table's lists or were checked by `find`; only the owner thread has a Slots, and
         // other threads touch nothing but the atomic words of a slot that is not theirs.
-        unsafe { &*self.table.at(index) }
+        unsafe { &*self.base.add(index as usize) }
     }
 }
 
@@ -383,7 +414,7 @@ impl std::ops::IndexMut<u32> for Slots {
     fn index_mut(&mut self, index: u32) -> &mut Slot {
         debug_assert!(index < self.table.committed());
         // SAFETY: as above; the borrow of self keeps a second reference away.
-        unsafe { &mut *self.table.at(index) }
+        unsafe { &mut *self.base.add(index as usize) }
     }
 }
 
@@ -416,7 +447,7 @@ mod tests {
 
     #[test]
     fn forged_ids_name_nothing() {
-        let slots = slots(4);
+        let mut slots = slots(4);
         for id in [0, 1, u64::MAX, GENERATION, GENERATION | 3, u64::from(NONE_INDEX) | GENERATION] {
             assert_eq!(slots.find(id), None);
         }

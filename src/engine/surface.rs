@@ -1,13 +1,13 @@
 //! The loop as the C functions see it: which thread may do what, and where a call goes.
 
+use super::core::Core;
 use super::shared::{Accepted, Message, Owner, Shared, Submission};
 use super::slot::{NONE, State, bits, index_of};
-use super::core::Core;
 use super::{Engine, admit, check, config, owner, turn};
 use crate::abi::*;
+use crate::driver::Driver;
 use crate::driver::epoll::Epoll;
 use crate::driver::uring::Uring;
-use crate::driver::Driver;
 use crate::ffi::fail;
 use crate::op::side::Side;
 use crate::op::{self, Args, Refusal};
@@ -18,7 +18,8 @@ use std::mem::MaybeUninit;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 
-/// An engine with either driver.
+/// An engine with either driver. One per loop, so that its size does not matter.
+#[allow(clippy::large_enum_variant, reason = "a loop has one, in place")]
 enum Either {
     Uring(Engine<Uring>),
     Epoll(Engine<Epoll>),
@@ -53,7 +54,8 @@ impl Loop {
         config::check(wanted)?;
         let asked = config::backend(wanted)?;
         let error_of = |error: i32, text: &str| Refusal { error, text: text.to_owned().into() };
-        let shared = Arc::new(Shared::new(wanted.max_operations).map_err(|error| error_of(error, "no memory or descriptors"))?);
+        let shared =
+            Arc::new(Shared::new(wanted.max_operations).map_err(|error| error_of(error, "no memory or descriptors"))?);
         let mut reason = String::new();
         let mut ring = None;
         if asked != UPCALL_BACKEND_EPOLL {
@@ -163,7 +165,9 @@ impl Loop {
         }
         let result = with!(self, engine => {
             let result = engine.submit(ops, ids);
-            engine.touched();
+            if !engine.in_turn {
+                engine.after_outside_call();
+            }
             result
         });
         match result {
@@ -322,7 +326,8 @@ impl Loop {
     }
 
     pub fn unhold(&self) -> i32 {
-        let taken = self.shared.holds.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |holds| (holds > 0).then(|| holds - 1));
+        let taken =
+            self.shared.holds.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |holds| (holds > 0).then(|| holds - 1));
         match taken {
             Err(_) => refused(libc::EINVAL, "upcall_unhold: nothing is held"),
             Ok(holds) => {
@@ -499,6 +504,9 @@ impl Loop {
     }
 
     pub fn stats(&self) -> upcall_stats {
+        if self.shared.is_mine() {
+            with!(self, engine => engine.count());
+        }
         upcall_stats { backend: self.backend, ..self.shared.stats() }
     }
 
@@ -524,12 +532,13 @@ fn refused(error: i32, text: &str) -> i32 {
 
 /// Delivers one thing of a loop whose owner has died. False: nothing is left.
 fn bury_one<D: Driver>(this: &Loop, engine: *mut Engine<D>) -> bool {
+    let mut delivery = super::settle::Delivery::BLANK;
     // SAFETY: the loop's engine; this thread has inherited it, and no reference lives across the callback.
-    let next = unsafe { &mut *engine }.next_of_the_dead();
+    let next = unsafe { &mut *engine }.next_of_the_dead(&mut delivery);
     match next {
         None => false,
-        Some(turn::Next::Event(delivery)) => {
-            turn::hand_out(this, engine, delivery);
+        Some(turn::Next::Event) => {
+            turn::hand_out(this, engine, &delivery);
             true
         }
         Some(turn::Next::Post(function, arg)) => {
@@ -541,6 +550,13 @@ fn bury_one<D: Driver>(this: &Loop, engine: *mut Engine<D>) -> bool {
 }
 
 impl<D: Driver> Engine<D> {
+    /// A submit outside a turn: others see the counters, and an outside wait ends.
+    #[inline(always)]
+    fn after_outside_call(&mut self) {
+        self.count();
+        self.touched();
+    }
+
     /// Takes in what waits in the inbox.
     fn take_in_all(&mut self) {
         self.take_in();
@@ -596,11 +612,12 @@ impl<D: Driver> Engine<D> {
         }
     }
 
-    fn next_of_the_dead(&mut self) -> Option<turn::Next> {
+    fn next_of_the_dead(&mut self, out: &mut super::settle::Delivery) -> Option<turn::Next> {
         if let Some((function, arg)) = self.next_post() {
             return Some(turn::Next::Post(function, arg));
         }
-        self.next_ended().map(turn::Next::Event)
+        *out = self.next_ended()?;
+        Some(turn::Next::Event)
     }
 
     /// Closes what a forked child inherited.

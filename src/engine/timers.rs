@@ -100,7 +100,8 @@ impl Timers {
     }
 
     fn first(&self, slots: &Slots) -> Option<(u64, u32)> {
-        let lists = self.lists.iter().filter(|list| list.head != NONE).map(|list| (slots[list.head].deadline, list.head));
+        let lists =
+            self.lists.iter().filter(|list| list.head != NONE).map(|list| (slots[list.head].deadline, list.head));
         lists.chain(self.heap.first().copied()).min_by_key(|&(at, _)| at)
     }
 

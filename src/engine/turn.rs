@@ -22,7 +22,8 @@ pub(crate) struct Budget {
 
 /// The next thing to run outside the engine.
 pub(crate) enum Next {
-    Event(Delivery),
+    /// The event is where the caller wanted it.
+    Event,
     Post(unsafe extern "C-unwind" fn(*mut upcall_loop, *mut c_void), *mut c_void),
 }
 
@@ -135,26 +136,30 @@ impl<D: Driver> Engine<D> {
 
     /// The next thing to deliver in this turn.
     #[inline(always)]
-    pub(super) fn next(&mut self) -> Option<Next> {
+    pub(super) fn next(&mut self, out: &mut Delivery) -> Option<Next> {
         if self.budget.all == 0 {
             return None;
         }
         if (self.budget.posts | self.budget.ended | self.ticks.len()) != 0
-            && let Some(next) = self.next_of_the_engine()
+            && let Some(next) = self.next_of_the_engine(out)
         {
             self.budget.all -= 1;
             return Some(next);
         }
         loop {
-            let outcome = self.driver.next(&mut self.core)?;
-            if let Some(delivery) = self.settle(outcome) {
+            let outcome = self.driver.next(&mut self.core);
+            if outcome.is_none() {
+                return None;
+            }
+            if self.settle(outcome, out) {
                 self.budget.all -= 1;
-                return Some(Next::Event(delivery));
+                return Some(Next::Event);
             }
         }
     }
 
-    fn next_of_the_engine(&mut self) -> Option<Next> {
+    #[inline(never)]
+    fn next_of_the_engine(&mut self, out: &mut Delivery) -> Option<Next> {
         if self.budget.posts > 0 {
             self.budget.posts -= 1;
             if let Some((function, arg)) = self.posts.pop_front() {
@@ -163,14 +168,16 @@ impl<D: Driver> Engine<D> {
         }
         while let Some((id, periods)) = self.ticks.pop_front() {
             if let Some(delivery) = self.tick_event(id, periods) {
-                return Some(Next::Event(delivery));
+                *out = delivery;
+                return Some(Next::Event);
             }
         }
         if self.budget.ended == 0 {
             return None;
         }
         self.budget.ended -= 1;
-        self.next_ended().map(Next::Event)
+        *out = self.next_ended()?;
+        Some(Next::Event)
     }
 
     /// The final event of the first operation that ended without the driver.
@@ -284,6 +291,7 @@ pub(super) fn poll<D: Driver>(this: &Loop, engine: *mut Engine<D>, timeout_ns: i
         }
     };
     e().settle_embedding();
+    e().count();
     e().in_turn = false;
     if result < 0 { result } else { delivered }
 }
@@ -294,9 +302,10 @@ pub(super) fn deliver<D: Driver>(this: &Loop, engine: *mut Engine<D>) -> i32 {
     // SAFETY: as for `poll`.
     let e = || unsafe { &mut *engine };
     let mut delivered = 0;
-    while let Some(next) = e().next() {
+    let mut delivery = Delivery::BLANK;
+    while let Some(next) = e().next(&mut delivery) {
         match next {
-            Next::Event(delivery) => hand_out(this, engine, delivery),
+            Next::Event => hand_out(this, engine, &delivery),
             Next::Post(function, arg) => {
                 // SAFETY: the program's function with the program's argument, as promised to upcall_post.
                 unsafe { function(this.handle(), arg) };
@@ -309,13 +318,12 @@ pub(super) fn deliver<D: Driver>(this: &Loop, engine: *mut Engine<D>) -> i32 {
 
 /// Calls back, or keeps the record.
 #[inline(always)]
-pub(super) fn hand_out<D: Driver>(this: &Loop, engine: *mut Engine<D>, delivery: Delivery) {
+pub(super) fn hand_out<D: Driver>(this: &Loop, engine: *mut Engine<D>, delivery: &Delivery) {
     // SAFETY: as for `poll`.
     let e = || unsafe { &mut *engine };
     let Some(callback) = delivery.callback else { return e().keep(delivery.event) };
     let slow = e().slow_callback_ns;
-    let counters = &this.shared().counters;
-    counters.callbacks.add(1);
+    e().tally.callbacks += 1;
     if slow == 0 {
         // SAFETY: the program's callback, as promised in the header.
         unsafe { callback(this.handle(), &delivery.event) };
@@ -325,6 +333,7 @@ pub(super) fn hand_out<D: Driver>(this: &Loop, engine: *mut Engine<D>, delivery:
     // SAFETY: as above.
     unsafe { callback(this.handle(), &delivery.event) };
     let took = sys::now() - begun;
+    let counters = &this.shared().counters;
     counters.longest_callback.raise_to(took);
     counters.slow_callbacks.add(u64::from(took > slow));
 }

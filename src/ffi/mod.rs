@@ -353,7 +353,11 @@ pub extern "C" fn upcall_op_name(kind: upcall_kind) -> *const c_char {
 ///
 /// @return 0, or -EINVAL for a NULL or a size too small for the first member. Since 0.1.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn upcall_stats_get_sized(r#loop: *const upcall_loop, stats: *mut upcall_stats, size: usize) -> i32 {
+pub unsafe extern "C" fn upcall_stats_get_sized(
+    r#loop: *const upcall_loop,
+    stats: *mut upcall_stats,
+    size: usize,
+) -> i32 {
     // SAFETY: the program passed a loop it has not freed, or NULL.
     let this = match unsafe { gate(r#loop.cast_mut(), "upcall_stats_get", Thread::Any) } {
         Ok(this) => this,
@@ -428,9 +432,12 @@ pub unsafe extern "C" fn upcall_buffers_return(buffers: *mut upcall_buffers, buf
     // SAFETY: the program passed a pool it has not freed, or NULL.
     match unsafe { pointer::pool(buffers) } {
         Some(pool) if pool.give_back(buffer as usize) => 0,
-        Some(_) => fail_with(libc::EINVAL, format_args!(
-            "upcall_buffers_return: {buffer:p} is not a lent buffer of this pool (foreign, or returned twice)"
-        )),
+        Some(_) => fail_with(
+            libc::EINVAL,
+            format_args!(
+                "upcall_buffers_return: {buffer:p} is not a lent buffer of this pool (foreign, or returned twice)"
+            ),
+        ),
         None => fail(libc::EINVAL, "upcall_buffers_return: buffers is NULL"),
     }
 }

@@ -108,7 +108,10 @@ pub(super) unsafe fn ids<'a>(ids: *mut upcall_id, count: usize) -> Option<&'a mu
 ///
 /// # Safety
 /// `events` is NULL or room for `max` events.
-pub(super) unsafe fn events<'a>(events: *mut upcall_event, max: usize) -> Result<&'a mut [MaybeUninit<upcall_event>], i32> {
+pub(super) unsafe fn events<'a>(
+    events: *mut upcall_event,
+    max: usize,
+) -> Result<&'a mut [MaybeUninit<upcall_event>], i32> {
     if max == 0 {
         return Ok(&mut []);
     }
@@ -127,7 +130,11 @@ pub(super) unsafe fn write_sized<T>(to: *mut T, size: usize, value: &T) {
     if !to.is_null() {
         // SAFETY: the caller's promise; not more than `value` has.
         unsafe {
-            std::ptr::copy_nonoverlapping(std::ptr::from_ref(value).cast::<u8>(), to.cast::<u8>(), size.min(size_of::<T>()));
+            std::ptr::copy_nonoverlapping(
+                std::ptr::from_ref(value).cast::<u8>(),
+                to.cast::<u8>(),
+                size.min(size_of::<T>()),
+            );
         }
     }
 }

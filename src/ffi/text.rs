@@ -89,7 +89,9 @@ pub(super) fn op_name(kind: upcall_kind) -> *const c_char {
     static NAMES: std::sync::OnceLock<Vec<std::ffi::CString>> = std::sync::OnceLock::new();
     let names = NAMES.get_or_init(|| {
         (0..op::KINDS as u32)
-            .map(|kind| std::ffi::CString::new(op::find(kind).map_or("unknown", |found| found.name)).unwrap_or_default())
+            .map(|kind| {
+                std::ffi::CString::new(op::find(kind).map_or("unknown", |found| found.name)).unwrap_or_default()
+            })
             .collect()
     });
     names.get(kind as usize).map_or(c"unknown".as_ptr(), |name| name.as_ptr())

@@ -35,10 +35,10 @@ pub(super) const OPS: &[OpDef] = &[OpDef {
     kind: UPCALL_OP_WORK,
     name: "work",
     facts: COMPUTE,
-    check: |op| match op.addr {
+    check: Some(|op| match op.addr {
         0 => invalid("fn is NULL"),
         _ => Ok(()),
-    },
+    }),
     block: Some(run),
     ..OpDef::BASE
 }];

@@ -72,7 +72,7 @@ pub(super) const OPS: &[OpDef] = &[
         kind: UPCALL_OP_PREAD,
         name: "pread",
         facts: FD | MOVES | CAN_FULL | POSITIONAL | INWARD,
-        check: check_positional,
+        check: Some(check_positional),
         opcode: Some(opcode::Read::CODE),
         ring: form!(|args| {
             opcode::Read::new(types::Fd(args.fd()), args.ptr(), args.call_len()).offset(args.offset).build()
@@ -88,7 +88,7 @@ pub(super) const OPS: &[OpDef] = &[
         kind: UPCALL_OP_PWRITE,
         name: "pwrite",
         facts: FD | MOVES | CAN_FULL | POSITIONAL,
-        check: check_positional,
+        check: Some(check_positional),
         opcode: Some(opcode::Write::CODE),
         ring: form!(|args| {
             opcode::Write::new(types::Fd(args.fd()), args.ptr(), args.call_len()).offset(args.offset).build()

@@ -146,6 +146,9 @@ pub(crate) const PIPE_SIGNAL: Facts = 1 << 18;
 /// Writes an entry where the kernel will read it: made elsewhere and copied it costs 20 ns more.
 pub(crate) type RingForm = fn(&Args, &mut std::mem::MaybeUninit<Entry>);
 
+/// Makes the entry that lets the kernel pick from a buffer group, perhaps as a multishot, where there is one.
+pub(crate) type LentForm = fn(&Args, u16, bool) -> Option<Entry>;
+
 /// A [`RingForm`] from an expression that makes the entry.
 macro_rules! form {
     (|$args:tt| $entry:expr) => {
@@ -157,13 +160,14 @@ macro_rules! form {
 }
 pub(crate) use form;
 
-/// One entry of the catalogue.
+/// One entry of the catalogue; aligned so that finding it is a shift.
+#[repr(align(128))]
 pub(crate) struct OpDef {
     pub kind: upcall_kind,
     pub name: &'static str,
     pub facts: Facts,
     /// Refuses arguments that can be known to be wrong.
-    pub check: fn(&upcall_op) -> Checked,
+    pub check: Option<fn(&upcall_op) -> Checked>,
     /// Copies what pointers to const name into the side block and points the arguments at the copies.
     pub copy: Option<fn(&mut Args, &mut Side, bool)>,
     /// The io_uring opcode to look for in the probe; None: no native form.
@@ -173,7 +177,7 @@ pub(crate) struct OpDef {
     /// The native form of a multishot without buffers.
     pub ring_multi: Option<fn(&Args) -> Entry>,
     /// The native form with a buffer group; the flag asks for a multishot.
-    pub ring_lent: Option<fn(&Args, u16, bool) -> Option<Entry>>,
+    pub ring_lent: Option<LentForm>,
     /// Looks at a native result the kernel may have got wrong: `Some` says what to do instead of delivering it.
     pub amend: Option<fn(&mut Args, i64) -> Option<Decision>>,
     /// The non-blocking form. None: `block` is the only way.
@@ -192,7 +196,7 @@ impl OpDef {
         kind: 0,
         name: "",
         facts: 0,
-        check: |_| Ok(()),
+        check: None,
         copy: None,
         opcode: None,
         ring: None,
@@ -234,7 +238,8 @@ pub(crate) fn refuse(error: i32, text: impl Into<Cow<'static, str>>) -> Checked 
 pub(crate) const SLEEP_UNTIL: u8 = time::UPCALL_OP_SLEEP_UNTIL as u8;
 
 /// How many kinds the table has room for; kinds are below it.
-pub(crate) const KINDS: usize = 96;
+pub(crate) const KINDS: usize = 128;
+const _: () = assert!(size_of::<OpDef>() == 128);
 
 static CATALOGUE: [OpDef; KINDS] = {
     let families: [&[OpDef]; 7] =
@@ -395,7 +400,11 @@ mod tests {
     fn every_entry_can_run_without_a_ring() {
         for op in all() {
             let engine_does_it = op.is(TIMER);
-            assert!(engine_does_it || op.attempt.is_some() || op.block.is_some(), "{} has no form outside io_uring", op.name);
+            assert!(
+                engine_does_it || op.attempt.is_some() || op.block.is_some(),
+                "{} has no form outside io_uring",
+                op.name
+            );
             assert_eq!(op.opcode.is_some(), op.ring.is_some(), "{}: opcode and ring form go together", op.name);
             assert!(!op.is(CAN_LEND) || op.lent.is_some(), "{} takes buffers but has no lent form", op.name);
         }

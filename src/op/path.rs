@@ -111,7 +111,7 @@ pub(super) const OPS: &[OpDef] = &[
         kind: UPCALL_OP_OPEN,
         name: "open",
         facts: DIRFD | NEW_FD | AMENDS_ALL,
-        check: |op| check_path(op.addr, "path"),
+        check: Some(|op| check_path(op.addr, "path")),
         copy: Some(|args, side, _| {
             args.addr = side.keep_path(args.addr);
             args.addr2 = side.blank_statx();
@@ -141,10 +141,10 @@ pub(super) const OPS: &[OpDef] = &[
         kind: UPCALL_OP_STATX,
         name: "statx",
         facts: DIRFD,
-        check: |op| match op.addr2 {
+        check: Some(|op| match op.addr2 {
             0 => invalid("statxbuf is NULL"),
             _ => check_path(op.addr, "path"),
-        },
+        }),
         copy: Some(|args, side, _| args.addr = side.keep_path(args.addr)),
         opcode: Some(opcode::Statx::CODE),
         ring: form!(|args| {

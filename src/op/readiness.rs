@@ -76,7 +76,7 @@ pub(super) const OPS: &[OpDef] = &[
         kind: UPCALL_OP_POLL,
         name: "poll",
         facts: FD | CAN_MULTI | EDGE | AMENDS_ALL,
-        check: check_poll,
+        check: Some(check_poll),
         opcode: Some(opcode::PollAdd::CODE),
         ring: form!(|args| opcode::PollAdd::new(types::Fd(args.fd()), args.arg).build()),
         ring_multi: Some(|args| opcode::PollAdd::new(types::Fd(args.fd()), args.arg).multi(true).build()),

@@ -144,7 +144,8 @@ impl Side {
         self.msg.msg_iov = self.iov.as_mut_ptr();
         if outward {
             if !theirs.msg_name.is_null() {
-                self.msg.msg_name = self.keep_name(theirs.msg_name as u64, u64::from(theirs.msg_namelen)) as usize as *mut _;
+                self.msg.msg_name =
+                    self.keep_name(theirs.msg_name as u64, u64::from(theirs.msg_namelen)) as usize as *mut _;
             }
             if !theirs.msg_control.is_null() {
                 self.control.clear();

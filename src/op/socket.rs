@@ -243,7 +243,9 @@ fn attempt_connect(args: &mut Args) -> Decision {
         // Asking connect(2) again tells the outcome as SO_ERROR would, and also ends the socket's connecting state, so that
         // a later connect answers EISCONN, or may try again.
         return match sys::connect(fd, args.ptr(), args.len as socklen_t) {
-            again if matches!(-again as i32, libc::EALREADY | libc::EINPROGRESS) => Decision::Wait(libc::POLLOUT as u32),
+            again if matches!(-again as i32, libc::EALREADY | libc::EINPROGRESS) => {
+                Decision::Wait(libc::POLLOUT as u32)
+            }
             known if known == -i64::from(libc::EISCONN) => Decision::Done(0),
             result => Decision::Done(result),
         };
@@ -367,7 +369,7 @@ pub(super) const OPS: &[OpDef] = &[
         kind: UPCALL_OP_BIND,
         name: "bind",
         facts: FD,
-        check: |op| check_address(op.addr, op.len),
+        check: Some(|op| check_address(op.addr, op.len)),
         copy: Some(|args, side, _| args.addr = side.keep_name(args.addr, args.len)),
         opcode: Some(opcode::Bind::CODE),
         ring: form!(|args| opcode::Bind::new(types::Fd(args.fd()), args.ptr(), args.len as socklen_t).build()),
@@ -392,7 +394,7 @@ pub(super) const OPS: &[OpDef] = &[
         kind: UPCALL_OP_ACCEPT,
         name: "accept",
         facts: FD | NEW_FD | CAN_MULTI | SHORTAGE,
-        check: check_accept,
+        check: Some(check_accept),
         opcode: Some(opcode::Accept::CODE),
         ring: form!(|args| {
             opcode::Accept::new(types::Fd(args.fd()), args.ptr(), args.ptr2()).flags(accept_flags(args)).build()
@@ -400,10 +402,12 @@ pub(super) const OPS: &[OpDef] = &[
         ring_multi: Some(|args| opcode::AcceptMulti::new(types::Fd(args.fd())).flags(accept_flags(args)).build()),
         amend: Some(amend_accept),
         attempt: Some(attempt_accept),
-        block: Some(|args| loop {
-            let result = call_accept(args);
-            if !is_lost_connection(result) {
-                break result;
+        block: Some(|args| {
+            loop {
+                let result = call_accept(args);
+                if !is_lost_connection(result) {
+                    break result;
+                }
             }
         }),
         ..OpDef::BASE
@@ -412,7 +416,7 @@ pub(super) const OPS: &[OpDef] = &[
         kind: UPCALL_OP_CONNECT,
         name: "connect",
         facts: FD,
-        check: |op| check_address(op.addr, op.len),
+        check: Some(|op| check_address(op.addr, op.len)),
         copy: Some(|args, side, _| args.addr = side.keep_name(args.addr, args.len)),
         opcode: Some(opcode::Connect::CODE),
         ring: form!(|args| opcode::Connect::new(types::Fd(args.fd()), args.ptr(), args.len as socklen_t).build()),
@@ -429,7 +433,7 @@ pub(super) const OPS: &[OpDef] = &[
         kind: UPCALL_OP_RECV,
         name: "recv",
         facts: FD | MOVES | CAN_FULL | CAN_MULTI | CAN_LEND | MULTI_LENDS | INWARD | EMPTY_IS_DONE,
-        check: check_transfer,
+        check: Some(check_transfer),
         opcode: Some(opcode::Recv::CODE),
         ring: form!(|args| {
             opcode::Recv::new(types::Fd(args.fd()), args.ptr(), args.call_len()).flags(args.arg as i32).build()
@@ -454,7 +458,7 @@ pub(super) const OPS: &[OpDef] = &[
         kind: UPCALL_OP_SEND,
         name: "send",
         facts: FD | MOVES | CAN_FULL,
-        check: check_transfer,
+        check: Some(check_transfer),
         opcode: Some(opcode::Send::CODE),
         ring: form!(|args| {
             opcode::Send::new(types::Fd(args.fd()), args.ptr(), args.call_len())
@@ -468,7 +472,7 @@ pub(super) const OPS: &[OpDef] = &[
         kind: UPCALL_OP_RECVMSG,
         name: "recvmsg",
         facts: FD | MOVES | CAN_FULL | CAN_MULTI | CAN_LEND | MULTI_LENDS | INWARD | VECTOR | MESSAGE,
-        check: check_message,
+        check: Some(check_message),
         copy: Some(|args, side, lends| {
             if lends {
                 // Only the room to keep is read.
@@ -494,7 +498,7 @@ pub(super) const OPS: &[OpDef] = &[
         kind: UPCALL_OP_SENDMSG,
         name: "sendmsg",
         facts: FD | MOVES | CAN_FULL | VECTOR | MESSAGE,
-        check: check_message,
+        check: Some(check_message),
         copy: Some(|args, side, _| side.keep_message(args, true)),
         opcode: Some(opcode::SendMsg::CODE),
         ring: form!(|args| opcode::SendMsg::new(types::Fd(args.fd()), args.ptr()).flags(args.arg | NOSIGNAL).build()),

@@ -64,11 +64,8 @@ pub(super) fn without_waiting(args: &mut Args, inward: bool, iov: *const libc::i
     }
     let events = if inward { libc::POLLIN } else { libc::POLLOUT };
     if args.stage == 0 {
-        let result = if inward {
-            sys::preadv2(fd, iov, count, -1, sys::RWF_NOWAIT)
-        } else {
-            sys::write_nowait(fd, iov, count)
-        };
+        let result =
+            if inward { sys::preadv2(fd, iov, count, -1, sys::RWF_NOWAIT) } else { sys::write_nowait(fd, iov, count) };
         match -result as i32 {
             libc::EAGAIN if sys::is_file(fd) => return Decision::Pool,
             libc::EAGAIN => return Decision::Wait(events as u32),
@@ -115,9 +112,11 @@ pub(super) const OPS: &[OpDef] = &[
         kind: UPCALL_OP_READ,
         name: "read",
         facts: FD | MOVES | CAN_FULL | CAN_LEND | CURSOR | INWARD | EMPTY_IS_DONE,
-        check: check_data,
+        check: Some(check_data),
         opcode: Some(opcode::Read::CODE),
-        ring: form!(|args| opcode::Read::new(types::Fd(args.fd()), args.ptr(), args.call_len()).offset(CURRENT).build()),
+        ring: form!(|args| opcode::Read::new(types::Fd(args.fd()), args.ptr(), args.call_len())
+            .offset(CURRENT)
+            .build()),
         ring_lent: Some(|args, group, _| {
             let entry = opcode::Read::new(types::Fd(args.fd()), std::ptr::null_mut(), args.call_len())
                 .offset(CURRENT)
@@ -134,7 +133,7 @@ pub(super) const OPS: &[OpDef] = &[
         kind: UPCALL_OP_WRITE,
         name: "write",
         facts: FD | MOVES | CAN_FULL | CURSOR | PIPE_SIGNAL,
-        check: check_data,
+        check: Some(check_data),
         opcode: Some(opcode::Write::CODE),
         ring: form!(|args| {
             opcode::Write::new(types::Fd(args.fd()), args.ptr(), args.call_len())
@@ -150,7 +149,7 @@ pub(super) const OPS: &[OpDef] = &[
         kind: UPCALL_OP_READV,
         name: "readv",
         facts: FD | MOVES | CAN_FULL | CURSOR | INWARD | VECTOR | EMPTY_IS_DONE,
-        check: |op| check_vector(op.addr, op.len),
+        check: Some(|op| check_vector(op.addr, op.len)),
         copy: Some(|args, side, _| side.keep_vector(args)),
         opcode: Some(opcode::Readv::CODE),
         ring: form!(|args| {
@@ -164,7 +163,7 @@ pub(super) const OPS: &[OpDef] = &[
         kind: UPCALL_OP_WRITEV,
         name: "writev",
         facts: FD | MOVES | CAN_FULL | CURSOR | VECTOR | PIPE_SIGNAL,
-        check: |op| check_vector(op.addr, op.len),
+        check: Some(|op| check_vector(op.addr, op.len)),
         copy: Some(|args, side, _| side.keep_vector(args)),
         opcode: Some(opcode::Writev::CODE),
         ring: form!(|args| {

@@ -27,10 +27,10 @@ pub(super) const OPS: &[OpDef] = &[
         kind: UPCALL_OP_SLEEP,
         name: "sleep",
         facts: TIMER | CAN_MULTI,
-        check: |op| match op.flags & UPCALL_MULTISHOT != 0 && op.len == 0 {
+        check: Some(|op| match op.flags & UPCALL_MULTISHOT != 0 && op.len == 0 {
             true => invalid("ns is 0: a repeating sleep needs a period"),
             false => Ok(()),
-        },
+        }),
         ..OpDef::BASE
     },
     OpDef { kind: UPCALL_OP_SLEEP_UNTIL, name: "sleep_until", facts: TIMER, ..OpDef::BASE },

@@ -26,7 +26,17 @@ pub(crate) fn enter(ring: i32, submit: u32, complete: u32, flags: u32, timeout: 
     let result = match timeout {
         None => {
             // SAFETY: no pointers; the descriptor and the mapped ring are the caller's.
-            unsafe { libc::syscall(libc::SYS_io_uring_enter, ring, submit, complete, flags, std::ptr::null::<c_void>(), 0usize) }
+            unsafe {
+                libc::syscall(
+                    libc::SYS_io_uring_enter,
+                    ring,
+                    submit,
+                    complete,
+                    flags,
+                    std::ptr::null::<c_void>(),
+                    0usize,
+                )
+            }
         }
         Some(time) => {
             let argument =

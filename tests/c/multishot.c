@@ -1,7 +1,6 @@
 /* One submit, many events; and the pools of buffers that they borrow from. */
 #include "check.h"
 #include <sys/ioctl.h>
-#include <sys/time.h>
 
 /* What a receiver got, byte after byte; gives the buffers back at once, or keeps them. */
 struct stream {
@@ -96,13 +95,6 @@ TEST(a_multishot_accept_yields_every_connection) {
 TEST(a_multishot_accept_works_on_a_blocking_listener) {
     accept_many(0, 0);
     accept_many(0, SOCK_NONBLOCK);
-}
-
-static uint64_t processor_ns(void) {
-    struct rusage usage;
-    CHECK(getrusage(RUSAGE_SELF, &usage) == 0);
-    return (uint64_t)(usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) * UPCALL_SECOND +
-           (uint64_t)(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) * 1000;
 }
 
 static void accept_without_descriptors(int type) {

@@ -538,7 +538,7 @@ TEST(links_and_drains_combine) {
 enum { LINES = 300, LINE = 8 };
 
 static void check_lines(int file, int from, int n) {
-    char line[LINE + 1], wanted[LINE + 1];
+    char line[LINE + 1], wanted[16];
     for (int i = 0; i < n; i++) {
         CHECK(pread(file, line, LINE, i * LINE) == LINE);
         snprintf(wanted, sizeof wanted, "%07d\n", from + i);
@@ -547,7 +547,7 @@ static void check_lines(int file, int from, int n) {
 }
 
 TEST_FOR(writes_at_a_files_own_position_keep_their_order, 60) {
-    static char lines[LINES][LINE + 1];
+    static char lines[LINES][16];
     for (int i = 0; i < LINES; i++)
         snprintf(lines[i], sizeof lines[i], "%07d\n", i);
     for (int way = 0; way < 4; way++) { /* one submit, or many; a large queue, or a small one */
@@ -602,7 +602,7 @@ TEST(cancelled_writes_at_a_files_own_position_leave_no_hole) {
     upcall_loop *loop = new_loop();
     struct recorder rec = {0};
     int file = temp_file(0), written = 0;
-    static char lines[LINES][LINE + 1];
+    static char lines[LINES][16];
     upcall_id ids[LINES];
     for (int i = 0; i < LINES; i++) {
         snprintf(lines[i], sizeof lines[i], "%07d\n", i);

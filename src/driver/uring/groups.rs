@@ -46,9 +46,8 @@ impl Groups {
         let memory = Reservation::new(len)?;
         memory.commit(0, len)?;
         // SAFETY: `memory` is page-aligned, zeroed and lives until the group is unregistered or the ring is closed.
-        let registered = unsafe {
-            ring.submitter().register_buf_ring_with_flags(memory.base() as u64, entries as u16, number, 0)
-        };
+        let registered =
+            unsafe { ring.submitter().register_buf_ring_with_flags(memory.base() as u64, entries as u16, number, 0) };
         if let Err(error) = registered {
             self.refused = error.raw_os_error() == Some(libc::EINVAL);
             return Err(error.raw_os_error().unwrap_or(libc::EINVAL));

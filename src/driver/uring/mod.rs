@@ -27,11 +27,11 @@ use crate::op::{self, Decision, KINDS};
 use crate::sys;
 use crate::sys::ring::{self as calls};
 use groups::Groups;
-use queues::{Completion, OVERFLOW, Queues};
 use io_uring::squeue::Entry;
 use io_uring::{IoUring, cqueue, opcode, types};
-use setup::Rung;
+use queues::{Completion, OVERFLOW, Queues};
 pub(crate) use setup::Denied;
+use setup::Rung;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -233,6 +233,23 @@ impl Uring {
         let _ = self.ring.submitter().register_iowq_max_workers(&mut limits);
     }
 
+    /// The next outcome of the operations that the ring does not do.
+    #[inline(never)]
+    fn next_attempted(&mut self, core: &mut Core) -> Outcome {
+        loop {
+            if let Some(outcome) = self.attempts.collect(core) {
+                return outcome;
+            }
+            let Some(index) = self.attempts.pop(core) else { return Outcome::NONE };
+            match self.attempts.attempt(core, index) {
+                Step::Out(outcome) => return outcome,
+                Step::Wait(events) => self.wait(core, index, events),
+                Step::Handed | Step::Native => {}
+            }
+        }
+    }
+
+    #[inline(always)]
     fn note_end(&mut self, core: &Core, index: u32) {
         self.in_kernel -= 1;
         let def = core.def(index);
@@ -279,9 +296,10 @@ impl Uring {
         }
         for _ in 0..self.backlog.len() {
             let Some(id) = self.backlog.pop_front() else { break };
-            let Some(index) = core.slots.find(id).filter(|&index| core.slots[index].rung == rung::BACKLOG) else {
+            let Some(index) = core.slots.find(id) else { continue };
+            if core.slots[index].rung != rung::BACKLOG {
                 continue;
-            };
+            }
             self.start(core, index);
             if core.slots[index].rung == rung::BACKLOG {
                 break;
@@ -289,13 +307,13 @@ impl Uring {
         }
     }
 
-    /// What a completion means; None: nothing for the engine.
+    /// What a completion means; NONE: nothing for the engine.
     #[inline(always)]
-    fn translate(&mut self, core: &mut Core, entry: &Completion) -> Option<Outcome> {
+    fn translate(&mut self, core: &mut Core, entry: Completion) -> Outcome {
         let id = entry.user_data;
         let Some(index) = core.slots.find(id) else {
             self.translate_own(entry);
-            return None;
+            return Outcome::NONE;
         };
         let flags = entry.flags;
         let more = cqueue::more(flags);
@@ -304,27 +322,29 @@ impl Uring {
         }
         let slot = &mut core.slots[index];
         let result = i64::from(entry.result);
-        let outcome = Outcome { index, result, more, later: false, buffer: cqueue::buffer_select(flags).map(u32::from) };
+        let buffer = cqueue::buffer_select(flags).map(u32::from);
+        let outcome = Outcome::done(index, result).with_more(more).with_buffer(buffer);
         let plain = result >= 0 && !op::of(slot.kind).is(op::AMENDS_ALL);
         if slot.rung == rung::NATIVE && (plain || slot.has(bits::WITHDRAWN)) && !slot.has(bits::MULTI) {
-            return Some(outcome);
+            return outcome;
         }
         self.translate_special(core, outcome)
     }
 
-    fn translate_special(&mut self, core: &mut Core, outcome: Outcome) -> Option<Outcome> {
+    #[inline(never)]
+    fn translate_special(&mut self, core: &mut Core, outcome: Outcome) -> Outcome {
         let index = outcome.index;
         let slot = &mut core.slots[index];
         if slot.has(bits::WITHDRAWN) {
-            return Some(outcome);
+            return outcome;
         }
         if slot.rung == rung::WAITING {
             // Ready, or the poll itself failed: the attempt says what.
             if outcome.result == -i64::from(libc::ECANCELED) && slot.has(bits::ASKED | bits::EXPIRED) {
-                return Some(outcome);
+                return outcome;
             }
             self.attempts.push(core, index);
-            return None;
+            return Outcome::NONE;
         }
         let def = core.def(index);
         let slot = &mut core.slots[index];
@@ -332,32 +352,32 @@ impl Uring {
             && let Some(amend) = def.amend
             && let Some(decision) = amend(&mut slot.args, outcome.result)
         {
-            if outcome.more && !matches!(decision, Decision::Done(_)) {
+            if outcome.more() && !matches!(decision, Decision::Done(_)) {
                 // The kernel's multishot goes on by itself.
-                return None;
+                return Outcome::NONE;
             }
             return match self.attempts.decide(core, index, decision, None) {
-                Step::Out(amended) => Some(Outcome { more: outcome.more, ..amended }),
+                Step::Out(amended) => amended.with_more(outcome.more()),
                 Step::Wait(events) => {
                     self.wait(core, index, events);
-                    None
+                    Outcome::NONE
                 }
                 Step::Native => {
                     self.start(core, index);
-                    None
+                    Outcome::NONE
                 }
-                Step::Handed => None,
+                Step::Handed => Outcome::NONE,
             };
         }
         if def.is(op::MESSAGE) && def.is(op::CAN_LEND) && core.slots[index].has(bits::MULTI) {
-            return Some(self.unwrap_message(core, outcome));
+            return self.unwrap_message(core, outcome);
         }
-        Some(outcome)
+        outcome
     }
 
     /// A multishot recvmsg counts its header and the room it keeps; the program is told the payload's length.
     fn unwrap_message(&mut self, core: &mut Core, outcome: Outcome) -> Outcome {
-        let (Some(number), true) = (outcome.buffer, outcome.result > 0) else { return outcome };
+        let (Some(number), true) = (outcome.buffer(), outcome.result > 0) else { return outcome };
         let Some(pool) = core.side_of(outcome.index).and_then(|side| side.pool.as_ref()) else { return outcome };
         if number >= pool.count {
             return outcome;
@@ -373,7 +393,7 @@ impl Uring {
     }
 
     #[cold]
-    fn translate_own(&mut self, entry: &Completion) {
+    fn translate_own(&mut self, entry: Completion) {
         if entry.user_data == WAKE {
             sys::eventfd_drain(self.shared.wake);
             self.wake_armed = false;
@@ -537,27 +557,14 @@ impl Driver for Uring {
     }
 
     #[inline(always)]
-    fn next(&mut self, core: &mut Core) -> Option<Outcome> {
-        loop {
-            if let Some(entry) = self.queues.pop() {
-                if let Some(outcome) = self.translate(core, &entry) {
-                    return Some(outcome);
-                }
-                continue;
-            }
-            if !self.attempts.has_work() {
-                return None;
-            }
-            if let Some(outcome) = self.attempts.collect(core) {
-                return Some(outcome);
-            }
-            let index = self.attempts.pop(core)?;
-            match self.attempts.attempt(core, index) {
-                Step::Out(outcome) => return Some(outcome),
-                Step::Wait(events) => self.wait(core, index, events),
-                Step::Handed | Step::Native => {}
+    fn next(&mut self, core: &mut Core) -> Outcome {
+        while let Some(entry) = self.queues.pop() {
+            let outcome = self.translate(core, entry);
+            if !outcome.is_none() {
+                return outcome;
             }
         }
+        if self.attempts.has_work() { self.next_attempted(core) } else { Outcome::NONE }
     }
 
     fn prepare_embedded_sleep(&mut self, core: &mut Core) {
@@ -621,7 +628,7 @@ impl Driver for Uring {
                 }
                 let waiting = core.slots[index].rung == rung::WAITING;
                 let result = if waiting { -i64::from(libc::ECANCELED) } else { i64::from(entry.result) };
-                drop_result(core, &Outcome { more, ..Outcome::done(index, result) });
+                drop_result(core, &Outcome::done(index, result).with_more(more));
             }
         }
         self.quiesce_threads(core);

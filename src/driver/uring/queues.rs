@@ -99,7 +99,8 @@ impl Queues {
         let array = layout.sq[6] as usize + layout.sq_entries as usize * size_of::<u32>();
         let cqes = layout.cq[CQ_CQES] as usize + layout.cq_entries as usize * size_of::<cqueue::Entry>();
         let shared = Mapping::new(fd, array.max(cqes), 0)?;
-        let entries = Mapping::new(fd, layout.sq_entries as usize * size_of::<squeue::Entry>(), sys::ring::OFFSET_SQES)?;
+        let entries =
+            Mapping::new(fd, layout.sq_entries as usize * size_of::<squeue::Entry>(), sys::ring::OFFSET_SQES)?;
         let at = |offset: u32| shared.at.wrapping_add(offset as usize);
         Ok(Queues {
             sq_head: at(layout.sq[SQ_HEAD]).cast(),
@@ -194,7 +195,8 @@ impl Queues {
             }
         }
         // SAFETY: masked into the mapping, and posted by the kernel; struct io_uring_cqe is a u64, an i32 and a u32.
-        let completion = unsafe { self.cqes.add((self.taken & (self.cq_entries - 1)) as usize).cast::<Completion>().read() };
+        let completion =
+            unsafe { self.cqes.add((self.taken & (self.cq_entries - 1)) as usize).cast::<Completion>().read() };
         self.taken = self.taken.wrapping_add(1);
         Some(completion)
     }

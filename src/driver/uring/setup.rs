@@ -168,7 +168,9 @@ fn try_out(rung: Rung) -> Result<(), Denied> {
     let outcome = step(opcode::Nop::new().build(), &[0], 1)
         .and_then(|()| step(read(0, &mut into), &[1], 1))
         .and_then(|()| step(read(1, &mut into), &[], 0))
-        .and_then(|()| step(opcode::AsyncCancel::new(7).build(), &[0, -libc::ECANCELED, -libc::EALREADY, -libc::EINTR], 2));
+        .and_then(|()| {
+            step(opcode::AsyncCancel::new(7).build(), &[0, -libc::ECANCELED, -libc::EALREADY, -libc::EINTR], 2)
+        });
     if outcome.is_err() {
         // The pending read ends with its writer, so that nothing is written to `into` after this function.
         sys::close(fds[1]);
