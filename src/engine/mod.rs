@@ -12,6 +12,8 @@ pub(crate) mod config;
 pub(crate) mod core;
 pub(crate) mod descriptors;
 pub(crate) mod embed;
+#[cfg(test)]
+mod fabricated;
 pub(crate) mod group;
 pub(crate) mod owner;
 pub(crate) mod settle;

@@ -216,18 +216,7 @@ impl Loop {
     /// One operation of another thread's submit: a slot, and its metadata copied.
     fn accept(&self, operation: &upcall_op) -> Result<Accepted, Refusal> {
         let def = op::of(operation.kind as u8);
-        let blank = Args {
-            addr: 0,
-            addr2: 0,
-            len: 0,
-            offset: 0,
-            offset2: 0,
-            fd_word: AtomicI32::new(-1),
-            arg: 0,
-            arg2: 0,
-            stage: 0,
-        };
-        let mut one = Accepted { op: *operation, id: 0, args: blank, side: None };
+        let mut one = Accepted { op: *operation, id: 0, args: blank_args(), side: None };
         one.args.fill(operation);
         if def.copy.is_some() || !operation.buffers.is_null() {
             let mut side = Box::new(Side::new());
@@ -524,6 +513,11 @@ impl Loop {
 #[cold]
 fn not_in_flight(id: upcall_id) -> i32 {
     fail(libc::ENOENT, format_args!("upcall_cancel: no operation {id:#x} is in flight"))
+}
+
+/// Arguments to be filled in.
+pub(super) fn blank_args() -> Args {
+    Args { addr: 0, addr2: 0, len: 0, offset: 0, offset2: 0, fd_word: AtomicI32::new(-1), arg: 0, arg2: 0, stage: 0 }
 }
 
 fn refused(error: i32, text: &str) -> i32 {

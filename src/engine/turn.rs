@@ -66,7 +66,7 @@ impl<D: Driver> Engine<D> {
     }
 
     /// The first half of a turn. `until`: how long it may wait if there is nothing to do.
-    fn gather(&mut self, until: Until) -> Result<(), i32> {
+    pub(super) fn gather(&mut self, until: Until) -> Result<(), i32> {
         self.clock = 0;
         if let Some(embed) = &mut self.embed {
             embed.drain(&self.core.shared);

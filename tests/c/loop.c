@@ -465,6 +465,36 @@ TEST(poll_does_not_wait_while_records_are_unreaped) {
     free_loop(loop);
 }
 
+static void *write_soon(void *arg) {
+    pause_ms(20);
+    write_all(*(int *)arg, "x", 1);
+    return NULL;
+}
+
+TEST(a_loop_that_spins_before_it_sleeps_misses_nothing) {
+    upcall_config config = default_config();
+    config.spin_ns = 200 * UPCALL_MICROSECOND;
+    upcall_loop *loop = loop_with(&config);
+    int fds[2];
+    char byte;
+    unix_pair(fds);
+    for (int i = 0; i < 200; i++) { /* short sleeps, so that it does spin */
+        uint64_t before = now_ns();
+        CHECK_EQ(complete(loop, upcall_op_sleep(50 * UPCALL_MICROSECOND)).result, 0);
+        CHECK(now_ns() - before >= 50 * UPCALL_MICROSECOND);
+    }
+    for (int i = 0; i < 5; i++) {
+        pthread_t thread = start(write_soon, &fds[1]);
+        CHECK_EQ(complete(loop, upcall_op_recv(fds[0], &byte, 1, 0)).result, 1);
+        join(thread);
+    }
+    uint64_t used = processor_ns(), until = now_ns() + 300 * UPCALL_MILLISECOND;
+    while (now_ns() < until)
+        CHECK_EQ(upcall_poll(loop, MS(100)), 0);
+    CHECK(processor_ns() - used < 150 * UPCALL_MILLISECOND); /* not for ever */
+    free_loop(loop);
+}
+
 TEST(one_turn_delivers_at_most_max_events) {
     upcall_config config = default_config();
     config.max_events = 4;
@@ -631,8 +661,8 @@ TEST(run_polls_until_nothing_is_in_flight) {
 TEST(run_waits_even_while_records_are_unreaped) {
     upcall_loop *loop = new_loop();
     upcall_op ops[2] = {upcall_op_nop(), upcall_op_sleep(30 * UPCALL_MILLISECOND)};
-    CHECK_EQ(upcall_submit(loop, ops, 2, NULL), 0);
     uint64_t before = now_ns();
+    CHECK_EQ(upcall_submit(loop, ops, 2, NULL), 0);
     CHECK_EQ(upcall_run(loop), 0);
     CHECK(now_ns() - before >= 30 * UPCALL_MILLISECOND);
     upcall_event events[4];
