@@ -44,6 +44,23 @@ pub(super) fn borrow_pool(operation: &upcall_op, side: &mut Side) -> Result<(), 
     Ok(())
 }
 
+/// The bits that every operation of a kind starts with.
+static BITS: [u16; op::KINDS] = {
+    let mut table = [0; op::KINDS];
+    let mut kind = 0;
+    while kind < op::KINDS {
+        let def = op::of(kind as u8);
+        if def.is(op::MOVES) {
+            table[kind] |= bits::MOVES;
+        }
+        if def.is(op::TIMER | op::CLOSES | op::CURSOR | op::AMENDS_ALL) {
+            table[kind] |= bits::SPECIAL;
+        }
+        kind += 1;
+    }
+    table
+};
+
 impl<D: Driver> Engine<D> {
     /// Accepts all of a submit of the owner thread, or none.
     #[inline]
@@ -54,13 +71,15 @@ impl<D: Driver> Engine<D> {
             return Err(Refusal { error: libc::EAGAIN, text: "config.max_operations are in flight".into() });
         }
         let at = if needs.clock { sys::now() } else { 0 };
+        self.in_flight += ops.len();
+        self.tally.submitted += ops.len() as u64;
         if let Some(ids) = ids {
             // A second pass, so that programs that want no ids do not pay for them; the slots come in the same order.
-            return self.admit_all(ops, at, needs.order, |number, id| {
+            return self.admit_all(ops, at, needs, |number, id| {
                 ids[number].write(id);
             });
         }
-        self.admit_all(ops, at, needs.order, |_, _| {})
+        self.admit_all(ops, at, needs, |_, _| {})
     }
 
     #[inline(always)]
@@ -68,19 +87,20 @@ impl<D: Driver> Engine<D> {
         &mut self,
         ops: &[upcall_op],
         at: u64,
-        ordered: bool,
+        needs: check::Needs,
         mut tell: impl FnMut(usize, u64),
     ) -> Result<(), Refusal> {
-        if ordered || ops.len() > 1 && ops.iter().any(|operation| !operation.buffers.is_null()) {
-            return self.admit_ordered(ops, at, ordered, tell);
+        // A pool may be freed between the check and now, so with buffers nothing starts before all are admitted.
+        if needs.order || needs.buffers {
+            return self.admit_ordered(ops, at, needs.order, tell);
         }
         for (number, operation) in ops.iter().enumerate() {
             let index = self.core.slots.take();
             let id = self.core.slots.open(index);
             let def = op::of(operation.kind as u8);
-            if let Err(refusal) = self.admit(index, operation, def, at, false) {
-                self.discard(index);
-                return Err(refusal);
+            self.fill(index, operation, def);
+            if def.copy.is_some() || operation.timeout_ns != 0 || def.is(op::TIMER) {
+                self.fill_more(index, operation, def, at, false)?;
             }
             tell(number, id);
             self.start(index);
@@ -100,11 +120,16 @@ impl<D: Driver> Engine<D> {
         for (number, operation) in ops.iter().enumerate() {
             let index = self.core.slots.take();
             tell(number, self.core.slots.open(index));
-            let admitted = self.admit(index, operation, op::of(operation.kind as u8), at, ordered);
+            let def = op::of(operation.kind as u8);
+            self.fill(index, operation, def);
+            let admitted = self.fill_more(index, operation, def, at, ordered);
             indexes.push(index);
             if let Err(refusal) = admitted {
+                // Those that were not reached do not count either.
+                self.in_flight -= ops.len() - indexes.len();
+                self.tally.submitted = self.tally.submitted.wrapping_sub(ops.len() as u64);
                 for index in indexes {
-                    self.discard(index);
+                    self.leave(index);
                 }
                 return Err(refusal);
             }
@@ -139,13 +164,6 @@ impl<D: Driver> Engine<D> {
         self.follow(steps);
     }
 
-    /// Takes back an operation of a submit that was refused after all.
-    #[cold]
-    fn discard(&mut self, index: u32) {
-        self.tally.submitted = self.tally.submitted.wrapping_sub(1);
-        self.leave(index);
-    }
-
     fn ensure_slots(&mut self, count: u32) -> bool {
         if self.core.slots.ensure(count) {
             return true;
@@ -161,12 +179,24 @@ impl<D: Driver> Engine<D> {
 
     /// Fills a slot of this thread.
     #[inline(always)]
-    fn admit(&mut self, index: u32, operation: &upcall_op, def: &OpDef, at: u64, parked: bool) -> Result<(), Refusal> {
+    fn fill(&mut self, index: u32, operation: &upcall_op, def: &OpDef) {
         let slot = &mut self.core.slots[index];
         slot.args.fill(operation);
         slot.side = NONE;
         slot.bits = 0;
         self.enter(index, operation, def);
+    }
+
+    /// What fewer operations have: copied metadata, buffers, a deadline.
+    #[inline(never)]
+    fn fill_more(
+        &mut self,
+        index: u32,
+        operation: &upcall_op,
+        def: &OpDef,
+        at: u64,
+        parked: bool,
+    ) -> Result<(), Refusal> {
         if def.copy.is_some() || !operation.buffers.is_null() {
             self.core.side(index);
             let (slot, side) = self.core.both(index);
@@ -188,17 +218,13 @@ impl<D: Driver> Engine<D> {
     /// What every accepted operation gets.
     #[inline(always)]
     fn enter(&mut self, index: u32, operation: &upcall_op, def: &OpDef) {
-        let mut set = 0;
-        if def.is(op::MOVES) {
-            set |= bits::MOVES;
-        }
+        let mut set = BITS[def.kind as usize];
         if operation.flags & (UPCALL_FULL | UPCALL_MULTISHOT | UPCALL_BACKGROUND) != 0 {
             set |= if operation.flags & UPCALL_FULL != 0 { bits::FULL } else { 0 };
             set |= if operation.flags & UPCALL_MULTISHOT != 0 { bits::MULTI } else { 0 };
             set |= if operation.flags & UPCALL_BACKGROUND != 0 { bits::BACKGROUND } else { 0 };
         }
-        let empty = def.is(op::EMPTY_IS_DONE) && operation.len == 0 && operation.arg == 0;
-        if def.is(op::TIMER | op::CLOSES | op::CURSOR) || empty || !operation.buffers.is_null() {
+        if def.is(op::EMPTY_IS_DONE) && ((operation.len == 0 && operation.arg == 0) || !operation.buffers.is_null()) {
             set |= bits::SPECIAL;
         }
         let slot = &mut self.core.slots[index];
@@ -217,9 +243,9 @@ impl<D: Driver> Engine<D> {
                 self.core.slots[index].bits |= bits::SPECIAL;
             }
         }
-        self.in_flight += 1;
-        self.background += usize::from(set & bits::BACKGROUND != 0);
-        self.tally.submitted += u64::from(self.core.slots[index].bits & bits::FOREIGN == 0);
+        if set & bits::BACKGROUND != 0 {
+            self.background += 1;
+        }
     }
 
     /// The operation's deadline, counted from acceptance or, when it has to wait its turn, from its start.
@@ -259,6 +285,7 @@ impl<D: Driver> Engine<D> {
     /// Takes in what another thread submitted.
     pub(super) fn admit_foreign(&mut self, submission: Submission) {
         let mut indexes = Vec::with_capacity(submission.accepted.len());
+        self.in_flight += submission.accepted.len();
         let ordered =
             submission.accepted.iter().any(|one| one.op.flags & (UPCALL_LINK | UPCALL_LINK_ALWAYS | UPCALL_DRAIN) != 0);
         for one in submission.accepted {

@@ -18,6 +18,8 @@ pub(crate) struct Needs {
     pub order: bool,
     /// The clock.
     pub clock: bool,
+    /// Pools.
+    pub buffers: bool,
 }
 
 /// Checks all of a submit.
@@ -28,6 +30,7 @@ pub(crate) fn submission(ops: &[upcall_op], shared: &Arc<Shared>) -> Result<Need
         match one(operation, number + 1 == ops.len(), shared) {
             Ok(def) => {
                 needs.order |= operation.flags & ORDER != 0;
+                needs.buffers |= !operation.buffers.is_null();
                 needs.clock |= operation.timeout_ns != 0 || def.is(op::TIMER);
             }
             Err(refusal) => return Err(place(refusal, operation.kind, number, ops.len())),

@@ -553,7 +553,9 @@ impl<D: Driver> Engine<D> {
 
     /// Takes in what waits in the inbox.
     fn take_in_all(&mut self) {
-        self.take_in();
+        if self.core.shared.has_messages() {
+            self.take_in();
+        }
         self.serve_pools();
     }
 

@@ -71,13 +71,18 @@ impl<D: Driver> Engine<D> {
         if let Some(embed) = &mut self.embed {
             embed.drain(&self.core.shared);
         }
-        self.take_in();
-        self.start_closers();
+        if self.core.shared.has_messages() {
+            self.take_in();
+        }
+        if !self.closers.is_empty() {
+            self.start_closers();
+        }
         if !self.pools.is_empty() {
             self.serve_pools();
         }
         let mut until = if self.has_work() { Until::Now } else { until };
         if until != Until::Now
+            && !self.timers.is_empty()
             && let Some(next) = self.timers.next(&self.core.slots)
         {
             until = match until {

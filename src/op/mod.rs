@@ -210,7 +210,7 @@ impl OpDef {
     };
 
     #[inline(always)]
-    pub fn is(&self, facts: Facts) -> bool {
+    pub const fn is(&self, facts: Facts) -> bool {
         self.facts & facts != 0
     }
 }
@@ -287,7 +287,7 @@ pub(crate) fn find(kind: upcall_kind) -> Option<&'static OpDef> {
 
 /// The entry of a kind that was accepted.
 #[inline(always)]
-pub(crate) fn of(kind: u8) -> &'static OpDef {
+pub(crate) const fn of(kind: u8) -> &'static OpDef {
     &CATALOGUE[kind as usize % KINDS]
 }
 

@@ -276,6 +276,31 @@ TEST(a_chain_connects_sends_receives_and_closes) {
     free_loop(loop);
 }
 
+TEST(a_chain_may_close_a_number_and_use_what_comes_back_under_it) { /* hazards row 12 */
+    upcall_loop *loop = new_loop();
+    struct recorder rec = {0};
+    int fds[2];
+    pipe_pair(fds);
+    CHECK_EQ(complete(loop, upcall_op_nop()).result, 0);
+    upcall_op waiting = upcall_op_read(fds[0], data, 8);
+    upcall_id before = submit_one(loop, waiting, &rec);
+    start_all(loop);
+    upcall_id ids[4];
+    upcall_op ops[] = {LINKED(upcall_op_close(fds[0])),
+                       LINKED(upcall_op_open(AT_FDCWD, "/proc/self/comm", O_RDONLY, 0)), /* the lowest free number */
+                       LINKED(upcall_op_poll(fds[0], POLLIN)), upcall_op_pread(fds[0], data, 1, 0)};
+    submit_many(loop, ops, 4, &rec, ids);
+    run_finals(loop, &rec, 5);
+    CHECK_EQ(final_of(&rec, before).result, -ECANCELED);
+    CHECK_EQ(final_of(&rec, ids[0]).result, 0);
+    CHECK(final_of(&rec, ids[1]).result >= 0);
+    if (final_of(&rec, ids[1]).result == fds[0]) {
+        CHECK_EQ(final_of(&rec, ids[2]).result, POLLIN);
+        CHECK_EQ(final_of(&rec, ids[3]).result, 1);
+    }
+    free_loop(loop);
+}
+
 TEST(a_close_severed_from_its_chain_leaves_the_descriptor_open) {
     upcall_loop *loop = new_loop();
     struct recorder rec = {0};

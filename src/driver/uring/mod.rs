@@ -23,7 +23,7 @@ use crate::engine::core::Core;
 use crate::engine::descriptors::Class;
 use crate::engine::shared::Shared;
 use crate::engine::slot::{self, NONE_INDEX, bits, rung};
-use crate::op::{self, Decision, KINDS};
+use crate::op::{self, Decision, KINDS, RingForm};
 use crate::sys;
 use crate::sys::ring::{self as calls};
 use groups::Groups;
@@ -52,6 +52,8 @@ pub(crate) struct Uring {
     /// Requests of operations that the kernel holds.
     in_kernel: usize,
     native: [bool; KINDS],
+    /// The forms of native kinds that need no second look.
+    forms: [Option<RingForm>; KINDS],
     /// Kinds whose multishot form this kernel turned out to lack.
     single: [bool; KINDS],
     cancels: VecDeque<u64>,
@@ -84,6 +86,7 @@ impl Uring {
             queues,
             in_kernel: 0,
             native: [false; KINDS],
+            forms: [None; KINDS],
             single: [false; KINDS],
             cancels: VecDeque::new(),
             backlog: VecDeque::new(),
@@ -97,7 +100,11 @@ impl Uring {
             ring: made.ring,
         };
         for def in op::all() {
-            driver.native[def.kind as usize] = def.opcode.is_some_and(|code| made.probe.is_supported(code));
+            let native = def.opcode.is_some_and(|code| made.probe.is_supported(code));
+            driver.native[def.kind as usize] = native;
+            if native && !def.is(op::POSITIONAL | op::PIPE_SIGNAL) {
+                driver.forms[def.kind as usize] = def.ring;
+            }
         }
         driver.settle_in();
         Ok(driver)
@@ -172,9 +179,9 @@ impl Uring {
     #[inline(always)]
     fn encode(&mut self, core: &mut Core, index: u32) -> bool {
         let slot = &core.slots[index];
-        let def = op::of(slot.kind);
-        if slot.bits & (bits::MULTI | bits::SIDE) == 0 && !def.is(op::POSITIONAL | op::PIPE_SIGNAL) {
-            let Some(form) = def.ring.filter(|_| self.native[def.kind as usize]) else { return false };
+        if slot.bits & (bits::MULTI | bits::SIDE) == 0
+            && let Some(form) = self.forms[usize::from(slot.kind) % KINDS]
+        {
             form(&slot.args, self.queues.blank());
             return true;
         }
@@ -316,6 +323,17 @@ impl Uring {
             return Outcome::NONE;
         };
         let flags = entry.flags;
+        let slot = &core.slots[index];
+        if slot.bits & bits::SLOW == 0 && flags == 0 && entry.result >= 0 && slot.rung == rung::NATIVE {
+            self.in_kernel -= 1;
+            return Outcome::done(index, i64::from(entry.result));
+        }
+        self.translate_slowly(core, index, entry)
+    }
+
+    #[inline(never)]
+    fn translate_slowly(&mut self, core: &mut Core, index: u32, entry: Completion) -> Outcome {
+        let flags = entry.flags;
         let more = cqueue::more(flags);
         if !more {
             self.note_end(core, index);
@@ -331,7 +349,6 @@ impl Uring {
         self.translate_special(core, outcome)
     }
 
-    #[inline(never)]
     fn translate_special(&mut self, core: &mut Core, outcome: Outcome) -> Outcome {
         let index = outcome.index;
         let slot = &mut core.slots[index];
@@ -451,7 +468,7 @@ impl Driver for Uring {
             slot.rung = rung::NATIVE;
             slot.next = self.queues.queue(slot.id());
             self.in_kernel += 1;
-            if op::of(slot.kind).is(op::PIPE_SIGNAL) && sys::rwf_nosignal() == 0 {
+            if slot.bits & bits::SPECIAL != 0 && op::of(slot.kind).is(op::PIPE_SIGNAL) && sys::rwf_nosignal() == 0 {
                 self.may_raise += 1;
             }
         } else {
@@ -494,6 +511,7 @@ impl Driver for Uring {
             self.single[kind] = true;
         } else {
             self.native[kind] = false;
+            self.forms[kind] = None;
         }
     }
 
