@@ -31,8 +31,9 @@ awk '/^```c$/ { inside = 1; next } inside && /^```$/ { exit } inside' "$root/REA
 "${CC:-cc}" -Wall -Wextra -Werror -I"$root/include" "$work/hello.c" -L"$build/lib" -Wl,-rpath,"$build/lib" -lupcall \
     -o "$work/hello" || fail "it does not compile"
 
-# start_server: in any backend; its port in $port
+# start_server: on any backend; its port in $port
 start_server() {
+    : >"$work/server"
     UPCALL_BACKEND=auto "$echo_server" >"$work/server" 2>&1 &
     server=$!
     for _ in {1..200}; do

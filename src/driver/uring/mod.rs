@@ -525,9 +525,6 @@ impl Driver for Uring {
     }
 
     fn turn(&mut self, core: &mut Core, until: Until) -> Result<(), i32> {
-        if self.event >= 0 {
-            sys::eventfd_drain(self.event);
-        }
         if !self.cancels.is_empty() || !self.backlog.is_empty() {
             self.catch_up(core);
         }
@@ -588,6 +585,11 @@ impl Driver for Uring {
     fn prepare_embedded_sleep(&mut self, core: &mut Core) {
         if self.queues.unhanded() > 0 {
             self.enter(core, 0, 0, None);
+        }
+        // Each completion taken in this turn has written it. What comes after this is seen by `has_leftovers`, or writes it
+        // again.
+        if self.event >= 0 {
+            sys::eventfd_drain(self.event);
         }
     }
 
