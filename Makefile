@@ -3,7 +3,7 @@
 BUILD ?= build/release
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
-.PHONY: demo test clean
+.PHONY: demo test bench clean
 
 demo:
 	tools/setup.sh build
@@ -16,6 +16,13 @@ test:
 	cmake -S . -B $(BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release
 	cmake --build $(BUILD)
 	ctest --test-dir $(BUILD) --output-on-failure --parallel 2
+
+bench:
+	tools/setup.sh bench
+	cmake -S . -B $(BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release
+	cmake --build $(BUILD) --target figures
+	UPCALL_BACKEND=io_uring $(BUILD)/bench/figures
+	UPCALL_BACKEND=epoll $(BUILD)/bench/figures
 
 clean:
 	rm -rf build target

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Prepares a Debian or Ubuntu machine: setup.sh build|test
+# Prepares a Debian or Ubuntu machine: setup.sh build|test|bench
 #
 # Checks that cargo is there and new enough, and installs what else is missing with apt-get: for `build` what the library
-# and the examples need, for `test` also the second compiler, C++ and pkg-config. Does nothing where all is there.
+# and the examples need, for `test` also the second compiler, C++ and pkg-config, for `bench` liburing to compare with. Does nothing where all is there.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PATH:${CARGO_HOME:-$HOME/.cargo}/bin"
@@ -15,7 +15,8 @@ die() {
 case ${1-} in
 build) tools=(make cmake ninja cc libc ld) ;;
 test) tools=(make cmake ninja cc libc ld c++ clang pkg-config) ;;
-*) die "usage: setup.sh build|test" ;;
+bench) tools=(make cmake ninja cc libc ld liburing) ;;
+*) die "usage: setup.sh build|test|bench" ;;
 esac
 
 wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
@@ -32,6 +33,7 @@ is_there() {
     case $1 in
     libc) echo '#include <stdlib.h>' | cc -E - >/dev/null 2>&1 ;;
     c++) echo '#include <cstdlib>' | c++ -x c++ -E - >/dev/null 2>&1 ;;
+    liburing) echo '#include <liburing.h>' | cc -E - >/dev/null 2>&1 ;;
     *) command -v "$1" >/dev/null ;;
     esac
 }
@@ -42,6 +44,7 @@ package_of() {
     libc) echo libc6-dev ;;
     ld) echo binutils ;;
     c++) echo g++ ;;
+    liburing) echo liburing-dev ;;
     *) echo "$1" ;;
     esac
 }

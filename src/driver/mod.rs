@@ -17,7 +17,7 @@ use std::sync::Arc;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Outcome {
     pub index: u32,
-    /// MORE, LATER, LENT with the buffer's number above.
+    /// MORE, LATER, QUICK, LENT with the buffer's number above.
     word: u32,
     pub result: i64,
 }
@@ -25,6 +25,7 @@ pub(crate) struct Outcome {
 const MORE: u32 = 1;
 const LATER: u32 = 2;
 const LENT: u32 = 4;
+const QUICK: u32 = 8;
 const BUFFER_SHIFT: u32 = 16;
 
 impl Outcome {
@@ -34,6 +35,17 @@ impl Outcome {
     #[inline(always)]
     pub fn done(index: u32, result: i64) -> Outcome {
         Outcome { index, word: 0, result }
+    }
+
+    /// The success of a native operation that nothing else knows (see `bits::QUICK`): nothing more need be looked at.
+    #[inline(always)]
+    pub fn quick(index: u32, result: i64) -> Outcome {
+        Outcome { index, word: QUICK, result }
+    }
+
+    #[inline(always)]
+    pub fn is_quick(self) -> bool {
+        self.word == QUICK
     }
 
     /// Nothing was done; start it again after a pause.

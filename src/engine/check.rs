@@ -27,6 +27,9 @@ pub(crate) struct Needs {
 pub(crate) fn submission(ops: &[upcall_op], shared: &Arc<Shared>) -> Result<Needs, Refusal> {
     let mut needs = Needs::default();
     for (number, operation) in ops.iter().enumerate() {
+        if is_plain(operation) {
+            continue;
+        }
         match one(operation, number + 1 == ops.len(), shared) {
             Ok(def) => {
                 needs.order |= operation.flags & ORDER != 0;
@@ -46,7 +49,20 @@ fn place(refusal: Refusal, kind: upcall_kind, number: usize, count: usize) -> Re
     Refusal { error: refusal.error, text: text.into() }
 }
 
+/// A known kind whose arguments cannot be wrong, and nothing optional: no need to look further.
 #[inline(always)]
+fn is_plain(operation: &upcall_op) -> bool {
+    let def = op::of(operation.kind as u8);
+    let reserved = operation.reserved[0] | operation.reserved[1] | operation.reserved[2] | operation.reserved[3];
+    let optional = operation.timeout_ns | operation.buffers as u64 | u64::from(operation.flags | operation.lend_max);
+    operation.kind == def.kind
+        && operation.kind != 0
+        && def.check.is_none()
+        && !def.is(op::TIMER)
+        && reserved | optional == 0
+}
+
+#[inline(never)]
 fn one(operation: &upcall_op, last: bool, shared: &Arc<Shared>) -> Result<&'static OpDef, Refusal> {
     let Some(def) = op::find(operation.kind) else {
         return Err(refusal(format!("kind {} is not an operation", operation.kind)));

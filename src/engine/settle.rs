@@ -42,7 +42,8 @@ impl<D: Driver> Engine<D> {
     pub(super) fn settle(&mut self, outcome: Outcome, out: &mut Delivery) -> bool {
         let index = outcome.index;
         let slot = &self.core.slots[index];
-        if slot.bits & bits::SLOW == 0 && outcome.result >= 0 && outcome.is_plain() {
+        let quick = outcome.is_quick();
+        if quick || slot.bits & bits::SLOW == 0 && outcome.result >= 0 && outcome.is_plain() {
             out.callback = slot.callback;
             out.event.id = slot.id();
             out.event.user = slot.user;
@@ -51,8 +52,7 @@ impl<D: Driver> Engine<D> {
             out.event.buffer = std::ptr::null_mut();
             out.event.flags = 0;
             out.event.kind = u32::from(slot.kind);
-            if slot.bits & !bits::MOVES == 0 && slot.rung == rung::NATIVE {
-                // Nothing else knows this operation.
+            if quick {
                 self.tally.quick += 1;
                 self.in_flight -= 1;
                 self.core.slots[index].state = State::Free;

@@ -118,6 +118,8 @@ pub(crate) mod bits {
     /// The owner died: its result is not to be believed.
     pub(crate) const ORPHAN: u16 = 1 << 15;
     pub(crate) const SLOW: u16 = !(LISTED | MOVES | BACKGROUND | FOREIGN | TIMED);
+    /// All that an operation may have whose end concerns nobody but its slot.
+    pub(crate) const QUICK: u16 = MOVES;
 }
 
 /// See the module. 128 bytes: what every operation touches, then what its forms work on.

@@ -901,6 +901,67 @@ TEST(a_multishot_that_nobody_reaps_pauses_after_max_events) {
     CHECK_EQ(upcall_buffers_free(stream.pool), 0);
 }
 
+TEST(an_accept_and_a_sleep_that_nobody_reaps_pause_and_go_on) {
+    enum { MAX = 4, N = 14 };
+    upcall_config config = default_config();
+    config.max_events = MAX;
+    upcall_loop *loop = loop_with(&config);
+    for (int type = 0; type <= SOCK_NONBLOCK; type += SOCK_NONBLOCK) {
+        struct recorder rec = {0};
+        struct sockaddr_in address;
+        int listener = tcp_listener(&address, type, 32), clients[N];
+        upcall_op op = multishot(upcall_op_accept(listener, NULL, NULL, 0));
+        upcall_id id;
+        CHECK_EQ(upcall_submit(loop, &op, 1, &id), 0);
+        for (int i = 0; i < N; i++) {
+            clients[i] = tcp_connected_to(&address);
+            CHECK(upcall_poll(loop, MS(1)) >= 0);
+        }
+        upcall_event events[2 * N];
+        int got = upcall_reap(loop, events, 2 * N);
+        CHECK(got >= 1 && got <= 2 * MAX);
+        for (int i = 0; i < got; i++)
+            add_record(&rec, &events[i]);
+        reap_until(loop, &rec, N);
+        CHECK_EQ(rec.count, N);
+        CHECK_EQ(upcall_cancel(loop, id), 0);
+        reap_until(loop, &rec, N + 1);
+        CHECK_EQ(final_of(&rec, id).result, -ECANCELED);
+        for (int i = 0; i < N; i++) {
+            CHECK(rec.events[i].result >= 0);
+            close((int)rec.events[i].result);
+            close(clients[i]);
+        }
+        close(listener);
+        forget(&rec);
+    }
+    struct recorder rec = {0};
+    const uint64_t period = UPCALL_MILLISECOND;
+    upcall_op op = multishot(upcall_op_sleep(period));
+    upcall_id id;
+    uint64_t before = now_ns(), ticks = 0;
+    CHECK_EQ(upcall_submit(loop, &op, 1, &id), 0);
+    for (int i = 0; i < 40; i++) {
+        CHECK(upcall_poll(loop, 0) >= 0);
+        pause_ms(1);
+    }
+    upcall_event events[64];
+    int got = upcall_reap(loop, events, 64);
+    CHECK(got >= 1 && got <= 2 * MAX);
+    for (int i = 0; i < got; i++)
+        add_record(&rec, &events[i]);
+    uint64_t turn = now_ns();
+    reap_until(loop, &rec, (size_t)got + 2); /* it goes on, and the periods in between have merged */
+    for (size_t i = 0; i < rec.count; i++)
+        ticks += (uint64_t)rec.events[i].result;
+    CHECK(before + ticks * period <= now_ns());
+    CHECK(ticks >= (turn - before) / period - 1);
+    CHECK_EQ(upcall_cancel(loop, id), 0);
+    while (rec.finals == 0)
+        reap_until(loop, &rec, rec.count + 1);
+    free_loop(loop);
+}
+
 TEST(a_paused_and_unreaped_multishot_can_be_cancelled) {
     upcall_config config = default_config();
     config.max_events = 2;

@@ -326,7 +326,9 @@ impl Uring {
         let slot = &core.slots[index];
         if slot.bits & bits::SLOW == 0 && flags == 0 && entry.result >= 0 && slot.rung == rung::NATIVE {
             self.in_kernel -= 1;
-            return Outcome::done(index, i64::from(entry.result));
+            let result = i64::from(entry.result);
+            let quick = slot.bits & !bits::QUICK == 0;
+            return if quick { Outcome::quick(index, result) } else { Outcome::done(index, result) };
         }
         self.translate_slowly(core, index, entry)
     }
