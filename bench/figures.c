@@ -174,11 +174,12 @@ static void per_operation(upcall_loop *loop, const char *what, const upcall_op *
     for (unsigned i = 0; i < batch; i++)
         many[i] = *op;
     upcall_stats before, after;
-    unsigned long heap = 0;
+    unsigned long heap = 0, polls = 0;
     enum { WARM = 200, TURNS = 2000 };
     for (int turn = -WARM; turn < TURNS; turn++) {
         if (turn == 0) {
             heap = atomic_load(&allocations);
+            polls = 0;
             upcall_stats_get(loop, &before);
         }
         must(upcall_submit(loop, many, batch, NULL), "upcall_submit");
@@ -186,11 +187,12 @@ static void per_operation(upcall_loop *loop, const char *what, const upcall_op *
             int count = upcall_poll(loop, -1);
             must(count, "upcall_poll");
             left -= (unsigned)count;
+            polls++;
         }
     }
     heap = atomic_load(&allocations) - heap;
     upcall_stats_get(loop, &after);
-    double turns = TURNS, operations = TURNS * (double)batch;
+    double turns = (double)polls, operations = TURNS * (double)batch;
     printf("  %-34s %10.4f %14.3f\n", what, (double)heap / operations, (double)(after.system_calls - before.system_calls) / turns);
 }
 

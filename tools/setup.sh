@@ -2,7 +2,8 @@
 # Prepares a Debian or Ubuntu machine: setup.sh build|test|bench
 #
 # Checks that cargo is there and new enough, and installs what else is missing with apt-get: for `build` what the library
-# and the examples need, for `test` also the second compiler, C++ and pkg-config, for `bench` liburing to compare with. Does nothing where all is there.
+# and the examples need, for `test` also the second compiler, C++ and pkg-config, for `bench` liburing to compare with.
+# Does nothing where all is there.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PATH:${CARGO_HOME:-$HOME/.cargo}/bin"

@@ -122,6 +122,11 @@ pub(crate) trait Driver {
     fn release(&mut self, core: &mut Core) -> Result<(), i32>;
     /// Begins an operation, or goes on with one whose outcome asked for it. No outcome is made inside.
     fn start(&mut self, core: &mut Core, index: u32);
+    /// [`Driver::start`] for one just accepted that has nothing in `bits::SLOW`.
+    #[inline(always)]
+    fn start_plain(&mut self, core: &mut Core, index: u32, _kind: u8, _id: u64) {
+        self.start(core, index);
+    }
     /// Begins an operation by attempts, not natively: after a native answer that is not to be believed.
     fn start_by_attempt(&mut self, core: &mut Core, index: u32);
     /// Asks a started operation to end.

@@ -227,7 +227,7 @@ impl Threads {
     /// Whether any job has finished.
     #[inline(always)]
     pub fn has_finished(&self) -> bool {
-        !self.finished.is_empty() || !self.crew.done.load(Ordering::Relaxed).is_null()
+        !self.finished.is_empty() || !self.crew.done.load(Ordering::SeqCst).is_null()
     }
 
     /// The next finished job.
@@ -391,7 +391,7 @@ impl Crew {
         let mut head = self.done.load(Ordering::Relaxed);
         loop {
             job.next.store(head, Ordering::Relaxed);
-            match self.done.compare_exchange_weak(head, at, Ordering::AcqRel, Ordering::Relaxed) {
+            match self.done.compare_exchange_weak(head, at, Ordering::SeqCst, Ordering::Relaxed) {
                 Ok(_) => break,
                 Err(now) => head = now,
             }

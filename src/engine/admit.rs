@@ -98,12 +98,15 @@ impl<D: Driver> Engine<D> {
             let index = self.core.slots.take();
             let id = self.core.slots.open(index);
             let def = op::of(operation.kind as u8);
-            self.fill(index, operation, def);
-            if def.copy.is_some() || operation.timeout_ns != 0 || def.is(op::TIMER) {
-                self.fill_more(index, operation, def, at, false)?;
-            }
+            let set = self.fill(index, operation, def);
             tell(number, id);
-            self.start(index);
+            if def.copy.is_some() || operation.timeout_ns != 0 || set & bits::SLOW != 0 {
+                self.fill_more(index, operation, def, at, false)?;
+                self.start(index);
+            } else {
+                self.core.slots[index].state = State::Started;
+                self.driver.start_plain(&mut self.core, index, operation.kind as u8, id);
+            }
         }
         Ok(())
     }
@@ -179,12 +182,11 @@ impl<D: Driver> Engine<D> {
 
     /// Fills a slot of this thread.
     #[inline(always)]
-    fn fill(&mut self, index: u32, operation: &upcall_op, def: &OpDef) {
+    fn fill(&mut self, index: u32, operation: &upcall_op, def: &OpDef) -> u16 {
         let slot = &mut self.core.slots[index];
         slot.args.fill(operation);
         slot.side = NONE;
-        slot.bits = 0;
-        self.enter(index, operation, def);
+        self.enter(index, operation, def, 0)
     }
 
     /// What fewer operations have: copied metadata, buffers, a deadline.
@@ -217,8 +219,8 @@ impl<D: Driver> Engine<D> {
 
     /// What every accepted operation gets.
     #[inline(always)]
-    fn enter(&mut self, index: u32, operation: &upcall_op, def: &OpDef) {
-        let mut set = BITS[def.kind as usize];
+    fn enter(&mut self, index: u32, operation: &upcall_op, def: &OpDef, foreign: u16) -> u16 {
+        let mut set = BITS[operation.kind as usize % op::KINDS] | foreign;
         if operation.flags & (UPCALL_FULL | UPCALL_MULTISHOT | UPCALL_BACKGROUND) != 0 {
             set |= if operation.flags & UPCALL_FULL != 0 { bits::FULL } else { 0 };
             set |= if operation.flags & UPCALL_MULTISHOT != 0 { bits::MULTI } else { 0 };
@@ -227,25 +229,25 @@ impl<D: Driver> Engine<D> {
         if def.is(op::EMPTY_IS_DONE) && ((operation.len == 0 && operation.arg == 0) || !operation.buffers.is_null()) {
             set |= bits::SPECIAL;
         }
+        if def.is(op::FD | op::DIRFD) {
+            let listed = operation.fd >= 0 && self.core.descriptors.link(&mut self.core.slots, index);
+            set |= if listed { bits::LISTED } else { bits::SPECIAL };
+            if listed && self.core.descriptors.is_closing(operation.fd) {
+                set |= bits::SPECIAL;
+            }
+        }
         let slot = &mut self.core.slots[index];
         slot.callback = operation.callback;
         slot.user = operation.user;
         slot.transferred = 0;
         slot.kind = operation.kind as u8;
         slot.flags = operation.flags as u16;
-        slot.bits = slot.bits & bits::FOREIGN | set;
+        slot.bits = set;
         slot.rung = super::slot::rung::IDLE;
-        if def.is(op::FD | op::DIRFD) {
-            let listed = operation.fd >= 0 && self.core.descriptors.link(&mut self.core.slots, index);
-            let slot = &mut self.core.slots[index];
-            slot.bits |= if listed { bits::LISTED } else { bits::SPECIAL };
-            if listed && self.core.descriptors.is_closing(operation.fd) {
-                self.core.slots[index].bits |= bits::SPECIAL;
-            }
-        }
         if set & bits::BACKGROUND != 0 {
             self.background += 1;
         }
+        set
     }
 
     /// The operation's deadline, counted from acceptance or, when it has to wait its turn, from its start.
@@ -292,14 +294,13 @@ impl<D: Driver> Engine<D> {
             let index = super::slot::index_of(one.id);
             let def = op::of(one.op.kind as u8);
             let slot = &mut self.core.slots[index];
-            slot.bits = bits::FOREIGN;
             slot.args = one.args;
             slot.side = NONE;
             if let Some(side) = one.side {
                 slot.side = self.core.sides.add(side);
             }
             let has_side = self.core.slots[index].side != NONE;
-            self.enter(index, &one.op, def);
+            self.enter(index, &one.op, def, bits::FOREIGN);
             if has_side {
                 self.core.slots[index].bits |= bits::SIDE;
                 self.watch_pool(index);

@@ -460,7 +460,6 @@ impl Driver for Uring {
         Ok(())
     }
 
-    #[inline(always)]
     fn start(&mut self, core: &mut Core, index: u32) {
         if !self.has_room(core) {
             core.slots[index].rung = rung::BACKLOG;
@@ -475,6 +474,20 @@ impl Driver for Uring {
             }
         } else {
             self.start_by_attempt(core, index);
+        }
+    }
+
+    #[inline(always)]
+    fn start_plain(&mut self, core: &mut Core, index: u32, kind: u8, id: u64) {
+        match self.forms[usize::from(kind) % KINDS] {
+            Some(form) if self.queues.has_room() => {
+                let slot = &mut core.slots[index];
+                form(&slot.args, self.queues.blank());
+                slot.rung = rung::NATIVE;
+                slot.next = self.queues.queue(id);
+                self.in_kernel += 1;
+            }
+            _ => self.start(core, index),
         }
     }
 
@@ -562,7 +575,8 @@ impl Driver for Uring {
                 break;
             }
             core.counters().overflows.add(u64::from(held_back & OVERFLOW != 0));
-            if self.queues.is_full() {
+            // A turn that waited has something to deliver; what came since belongs to the next one.
+            if self.queues.is_full() || (wait && self.queues.has_completions()) {
                 break;
             }
             if self.enter(core, 0, calls::ENTER_GETEVENTS, None) < 0 {
