@@ -97,6 +97,10 @@ impl Attempts {
 
     /// Acts on a decision.
     pub fn decide(&mut self, core: &mut Core, index: u32, decision: Decision, buffer: Option<u32>) -> Step {
+        // One that was asked to end does not begin to wait, nor goes to a thread.
+        if !matches!(decision, Decision::Done(_)) && core.slots[index].has(bits::ASKED | bits::EXPIRED) {
+            return Step::Out(Outcome::done(index, -i64::from(libc::ECANCELED)).with_buffer(buffer));
+        }
         match decision {
             Decision::Done(result) => Step::Out(Outcome::done(index, result).with_buffer(buffer)),
             Decision::Wait(events) => Step::Wait(events),
@@ -124,7 +128,7 @@ impl Attempts {
             false if def.is(op::COMPUTE) => Lane::Compute,
             false => Lane::Pool,
         };
-        if self.threads.start(job, lane, id, block, args, buffer) {
+        if self.threads.start(job, lane, id, block, args.copy(), buffer) {
             core.slots[index].rung = if own { rung::OWN } else { rung::POOL };
             return Step::Handed;
         }
@@ -136,7 +140,6 @@ impl Attempts {
             }
             return Step::Out(Outcome::postponed(index));
         }
-        let args = core.slots[index].args.copy();
         core.slots[index].rung = rung::POOL;
         Step::Out(Outcome::done(index, block(&args)).with_buffer(buffer))
     }
@@ -154,6 +157,13 @@ impl Attempts {
 
     /// Asks an operation in the queue or on a thread to end.
     pub fn cancel(&mut self, core: &mut Core, index: u32) -> Cancel {
+        // What may be ready is attempted although its time is over: it was there in time (as on the ring).
+        if core.slots[index].rung == rung::QUEUED
+            && !core.slots[index].has(bits::ASKED)
+            && core.slots[index].has(bits::EXPIRED)
+        {
+            return Cancel::Asked;
+        }
         if matches!(core.slots[index].rung, rung::POOL | rung::OWN)
             && let Some(side) = core.side_of(index)
             && let Some(job) = side.job.as_ref().map(JobCell::get)

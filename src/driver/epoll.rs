@@ -29,8 +29,11 @@ const REGISTERED: u8 = KEPT;
 const TRUSTED: u8 = 2;
 /// In the list of suspects.
 const SUSPECT: u8 = 4;
+/// epoll refuses to watch it: a file that is always ready, or no memory.
+const UNWATCHED: u8 = 8;
 
-const ALL_EVENTS: u32 = (libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLRDHUP | libc::EPOLLPRI | libc::EPOLLET) as u32;
+const ALL_EVENTS: u32 = (libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLRDHUP | libc::EPOLLPRI | libc::EPOLLET) as u32
+    | (libc::EPOLLRDNORM | libc::EPOLLRDBAND | libc::EPOLLWRNORM | libc::EPOLLWRBAND | libc::EPOLLMSG) as u32;
 /// poll(2) and epoll agree on these bits; they answer every wait.
 const ALWAYS: u32 = (libc::EPOLLERR | libc::EPOLLHUP) as u32;
 /// The epoll datum of the loop's own eventfd.
@@ -69,9 +72,12 @@ impl Epoll {
         }
     }
 
-    /// The operation waits until its descriptor shows one of `events`.
-    fn wait(&mut self, core: &mut Core, index: u32, events: u32) {
+    /// The operation waits until its descriptor shows one of `events`; where that cannot be watched, for a while.
+    fn wait(&mut self, core: &mut Core, index: u32, events: u32) -> Outcome {
         let fd = core.slots[index].args.fd();
+        if core.descriptors.get(fd).is_some_and(|descriptor| descriptor.interest & UNWATCHED != 0) {
+            return Outcome::postponed(index);
+        }
         core.slots[index].rung = rung::WAITING;
         core.slots[index].next = events;
         if let Some(descriptor) = core.descriptors.get(fd)
@@ -80,6 +86,7 @@ impl Epoll {
             descriptor.interest |= SUSPECT;
             self.suspects.push(fd);
         }
+        Outcome::NONE
     }
 
     /// Makes every suspect's registration true.
@@ -104,10 +111,10 @@ impl Epoll {
                 answer = sys::epoll_ctl(self.epoll, second, fd, ALL_EVENTS, fd as u64);
             }
             if let Some(descriptor) = core.descriptors.get(fd) {
-                descriptor.interest = if answer == 0 { REGISTERED | TRUSTED } else { 0 };
+                descriptor.interest = if answer == 0 { REGISTERED | TRUSTED } else { UNWATCHED };
             }
             if answer != 0 {
-                // It cannot be waited for: closed, or no memory for the watch. The next attempt says which.
+                // It cannot be waited for. The next attempts say what there is to say, with pauses between them.
                 self.ready(core, fd, u32::MAX);
             }
         }
@@ -166,7 +173,9 @@ impl Driver for Epoll {
     fn start(&mut self, core: &mut Core, index: u32) {
         if core.slots[index].args.stage != 0 && core.def(index).is(op::EDGE) {
             let events = core.slots[index].args.arg;
-            return self.wait(core, index, events);
+            if self.wait(core, index, events).is_none() {
+                return;
+            }
         }
         self.attempts.push(core, index);
     }
@@ -192,9 +201,11 @@ impl Driver for Epoll {
     fn turn(&mut self, core: &mut Core, until: Until) -> Result<(), i32> {
         self.turns_since_verified += 1;
         let mut wait = until != Until::Now && !self.attempts.has_work();
-        if !self.suspects.is_empty() && (wait || self.turns_since_verified >= PATIENCE) {
+        // A turn with nothing else to do, whether it may wait or not, verifies: the program may never let one wait.
+        let idle = !self.attempts.has_work();
+        if !self.suspects.is_empty() && (idle || self.turns_since_verified >= PATIENCE) {
             // Under load something is ready, and verifying can wait a little.
-            if wait && self.turns_since_verified < PATIENCE && self.harvest(core, 0) > 0 {
+            if idle && self.turns_since_verified < PATIENCE && self.harvest(core, 0) > 0 {
                 wait = false;
             } else {
                 self.verify(core);
@@ -230,7 +241,12 @@ impl Driver for Epoll {
             }
             match self.attempts.attempt(core, index) {
                 Step::Out(outcome) => return outcome,
-                Step::Wait(events) => self.wait(core, index, events),
+                Step::Wait(events) => {
+                    let outcome = self.wait(core, index, events);
+                    if !outcome.is_none() {
+                        return outcome;
+                    }
+                }
                 Step::Handed | Step::Native => {}
             }
         }

@@ -28,6 +28,8 @@ pub(crate) struct Job {
     /// Asked to end early: threads of their own look at it when they are interrupted.
     cancelled: AtomicBool,
     thread: AtomicI32,
+    /// A worker has taken it from the queue and not yet decided whose it is.
+    popped: AtomicBool,
     result: AtomicI64,
     next: AtomicPtr<Job>,
     call: UnsafeCell<Call>,
@@ -56,6 +58,7 @@ impl Job {
             state: AtomicU8::new(IDLE),
             cancelled: AtomicBool::new(false),
             thread: AtomicI32::new(0),
+            popped: AtomicBool::new(false),
             result: AtomicI64::new(0),
             next: AtomicPtr::new(std::ptr::null_mut()),
             call: UnsafeCell::new(call),
@@ -121,6 +124,14 @@ struct Queues {
 struct JobRef(NonNull<Job>);
 // SAFETY: see Job.
 unsafe impl Send for JobRef {}
+
+impl JobRef {
+    /// Under the queues' lock: from now on the worker has an address that the owner must wait for.
+    fn mark_popped(self) {
+        // SAFETY: a job in a queue lives: it leaves the queue before it is dropped.
+        unsafe { self.0.as_ref() }.popped.store(true, Ordering::Release);
+    }
+}
 
 struct Crew {
     queues: Mutex<Queues>,
@@ -214,6 +225,21 @@ impl Threads {
     pub fn cancel(&mut self, job: &Job) -> Option<Option<u32>> {
         if job.state.compare_exchange(QUEUED, DROPPED, Ordering::AcqRel, Ordering::Acquire).is_ok() {
             self.active -= 1;
+            // The queue may not keep the address: the job is used again, in another lane, or freed.
+            let at = NonNull::from(job);
+            let mut queues = self.crew.lock();
+            let Queues { pool, compute, own, .. } = &mut *queues;
+            for queue in [pool, compute, own] {
+                if let Some(position) = queue.iter().rposition(|entry| entry.0 == at) {
+                    queue.remove(position);
+                    break;
+                }
+            }
+            drop(queues);
+            // A worker that had popped it before the lock was taken has lost the job and will say so.
+            while job.popped.load(Ordering::Acquire) {
+                std::thread::yield_now();
+            }
             // SAFETY: dropped before a worker won it, so the owner alone has it.
             return Some(unsafe { &*job.call.get() }.buffer);
         }
@@ -313,6 +339,7 @@ impl Crew {
             let compute = queues.pool.is_empty() && may_compute;
             let job = if compute { queues.compute.pop_front() } else { queues.pool.pop_front() };
             if let Some(job) = job {
+                job.mark_popped();
                 queues.computing += usize::from(compute);
                 drop(queues);
                 self.run(job);
@@ -344,6 +371,7 @@ impl Crew {
         let mut queues = self.lock();
         loop {
             if let Some(job) = queues.own.pop_front() {
+                job.mark_popped();
                 drop(queues);
                 self.run(job);
                 queues = self.lock();
@@ -366,7 +394,9 @@ impl Crew {
     fn run(&self, job: JobRef) {
         // SAFETY: jobs outlast the threads.
         let job = unsafe { job.0.as_ref() };
-        if job.state.compare_exchange(QUEUED, RUNNING, Ordering::AcqRel, Ordering::Acquire).is_err() {
+        let won = job.state.compare_exchange(QUEUED, RUNNING, Ordering::AcqRel, Ordering::Acquire).is_ok();
+        job.popped.store(false, Ordering::Release);
+        if !won {
             return;
         }
         job.thread.store(sys::thread::id(), Ordering::SeqCst);

@@ -314,6 +314,9 @@ impl<D: Driver> Engine<D> {
             indexes.push(index);
         }
         self.begin(&indexes, ordered);
+        if !self.early_cancels.is_empty() {
+            self.cancel_early(&indexes);
+        }
     }
 
     /// Starts an operation whose turn has come.
@@ -508,18 +511,40 @@ impl<D: Driver> Engine<D> {
 
     /// Cancels by id. False: no such operation in flight.
     pub fn cancel(&mut self, id: u64) -> bool {
+        self.cancel_accepted(id)
+    }
+
+    /// Cancels an operation that may not have come out of the inbox yet: its submit may even come after this cancel.
+    pub(super) fn cancel_accepted(&mut self, id: u64) -> bool {
         let Some(index) = self.core.slots.find(id) else { return false };
         if self.core.slots[index].state == State::Inbox {
-            // The submit waits in the inbox, and so it must be taken in first.
-            self.take_in();
+            self.early_cancels.push(id);
+        } else {
+            self.cancel_operation(index, bits::ASKED);
         }
-        self.cancel_operation(index, bits::ASKED);
         true
+    }
+
+    /// Cancels those operations, just started or parked, that were to be cancelled before.
+    fn cancel_early(&mut self, indexes: &[u32]) {
+        for &index in indexes {
+            let id = self.core.slots[index].id();
+            if let Some(position) = self.early_cancels.iter().position(|&early| early == id) {
+                self.early_cancels.swap_remove(position);
+                self.cancel_operation(index, bits::ASKED);
+            }
+        }
     }
 
     /// Cancels everything on a descriptor; returns how many were asked.
     pub fn cancel_fd(&mut self, fd: i32) -> i32 {
-        self.take_in();
+        // A turn takes in a bounded share; here every operation counts.
+        for _ in 0..1024 {
+            if !self.core.shared.has_messages() {
+                break;
+            }
+            self.take_in();
+        }
         if fd < 0 {
             return 0;
         }
@@ -541,7 +566,8 @@ impl<D: Driver> Engine<D> {
         for index in found {
             if !matches!(self.core.slots[index].state, State::Free | State::Ended) {
                 asked += 1;
-                self.cancel_operation(index, bits::ASKED);
+                let id = self.core.slots[index].id();
+                self.cancel_accepted(id);
             }
         }
         asked

@@ -14,10 +14,14 @@ use crossbeam_queue::SegQueue;
 use std::cell::UnsafeCell;
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// The pool has it.
 const HOME: u64 = 0;
+/// In `use_word`: one operation.
+const USER: u64 = 1 << 32;
+/// In `use_word`: freed.
+const RETIRED: u64 = u64::MAX;
 
 /// See the module.
 pub(crate) struct Pool {
@@ -28,9 +32,8 @@ pub(crate) struct Pool {
     stride: usize,
     /// Per buffer: HOME, or the id of the operation it is lent to.
     holders: Box<[AtomicU64]>,
-    lent: AtomicU32,
-    users: AtomicU32,
-    retired: AtomicBool,
+    /// Operations that use it and buffers that are lent, 32 bits each; RETIRED: freed by the program.
+    use_word: AtomicU64,
     returned: SegQueue<(u32, u64)>,
     /// A message to the owner is under way.
     announced: AtomicBool,
@@ -82,9 +85,7 @@ impl Pool {
             count,
             stride,
             holders: (0..count * 2).map(|_| AtomicU64::new(HOME)).collect(),
-            lent: AtomicU32::new(0),
-            users: AtomicU32::new(0),
-            retired: AtomicBool::new(false),
+            use_word: AtomicU64::new(0),
             returned: SegQueue::new(),
             announced: AtomicBool::new(false),
             inner: UnsafeCell::new(Inner { free: (0..count).rev().collect(), ..Inner::default() }),
@@ -103,29 +104,20 @@ impl Pool {
         Arc::ptr_eq(&self.shared, shared)
     }
 
-    /// An operation will borrow from it. False: the pool is being freed.
+    /// An operation will borrow from it. False: the pool was freed.
     pub fn enter(&self) -> bool {
-        self.users.fetch_add(1, Ordering::SeqCst);
-        let open = !self.retired.load(Ordering::SeqCst);
-        if !open {
-            self.leave();
-        }
-        open
+        let add = |word: u64| (word != RETIRED).then(|| word + USER);
+        self.use_word.fetch_update(Ordering::SeqCst, Ordering::SeqCst, add).is_ok()
     }
 
     /// That operation has ended.
     pub fn leave(&self) {
-        self.users.fetch_sub(1, Ordering::SeqCst);
+        self.use_word.fetch_sub(USER, Ordering::SeqCst);
     }
 
     /// Nobody uses it, and from now on nobody can.
     pub fn retire(&self) -> bool {
-        self.retired.store(true, Ordering::SeqCst);
-        let idle = self.users.load(Ordering::SeqCst) == 0 && self.lent.load(Ordering::SeqCst) == 0;
-        if !idle {
-            self.retired.store(false, Ordering::SeqCst);
-        }
-        idle
+        self.use_word.compare_exchange(0, RETIRED, Ordering::SeqCst, Ordering::SeqCst).is_ok()
     }
 
     /// The address of a buffer.
@@ -136,7 +128,7 @@ impl Pool {
     /// Lends a buffer to an operation.
     pub fn lend(&self, number: u32, id: u64) -> *mut u8 {
         self.holders[number as usize].store(id, Ordering::Release);
-        self.lent.fetch_add(1, Ordering::Relaxed);
+        self.use_word.fetch_add(1, Ordering::SeqCst);
         self.address(number)
     }
 
@@ -154,12 +146,22 @@ impl Pool {
             return false;
         }
         self.returned.push((number as u32, holder));
-        self.lent.fetch_sub(1, Ordering::SeqCst);
+        self.use_word.fetch_sub(1, Ordering::SeqCst);
         // The owner looks at its pools each turn; a loop that sleeps is told once.
         if !self.announced.swap(true, Ordering::SeqCst) {
-            self.shared.tell(Message::Returned(self.clone()));
+            self.shared.tell(Message::Returned);
         }
         true
+    }
+
+    /// The loop was freed: nobody is to be told any more.
+    pub fn orphan(&self) {
+        self.announced.store(true, Ordering::SeqCst);
+    }
+
+    /// The process is a forked child of the one that made it.
+    pub fn is_forked(&self) -> bool {
+        self.shared.is_forked()
     }
 
     /// The owner has seen the announcement.
@@ -174,7 +176,7 @@ impl Pool {
 
     /// Freed by the program.
     pub fn is_retired(&self) -> bool {
-        self.retired.load(Ordering::Relaxed) && self.users.load(Ordering::Relaxed) == 0
+        self.use_word.load(Ordering::SeqCst) == RETIRED
     }
 
     /// Buffers that an operation waiting for one could have.
@@ -191,7 +193,7 @@ impl Pool {
 
     /// How many buffers the program holds.
     pub fn lent(&self) -> u32 {
-        self.lent.load(Ordering::Relaxed)
+        (self.use_word.load(Ordering::Relaxed) & (USER - 1)) as u32
     }
 
     /// The pool has this buffer.

@@ -73,9 +73,10 @@ impl Core {
             side.advance_vector(count);
             let rest = &side.iov[side.iov_done..];
             if def.is(op::MESSAGE) {
+                // Name, control data and flags come, or go, with the first part.
+                side.kept.get_or_insert((side.msg.msg_namelen, side.msg.msg_controllen, side.msg.msg_flags));
                 side.msg.msg_iov = rest.as_ptr().cast_mut();
                 side.msg.msg_iovlen = rest.len() as _;
-                // The control data went with the first part.
                 side.msg.msg_control = std::ptr::null_mut();
                 side.msg.msg_controllen = 0;
             } else {
@@ -103,11 +104,18 @@ pub(crate) struct Sides {
 impl Sides {
     /// A blank block.
     pub fn take(&mut self) -> u32 {
-        self.free.pop().unwrap_or_else(|| self.add(Box::new(Side::new())))
+        match self.free.pop() {
+            Some(number) => number,
+            None => self.add(Box::new(Side::new())),
+        }
     }
 
     /// Takes in a block that another thread filled.
     pub fn add(&mut self, side: Box<Side>) -> u32 {
+        if let Some(number) = self.free.pop() {
+            self.blocks[number as usize] = side;
+            return number;
+        }
         self.blocks.push(side);
         self.blocks.len() as u32 - 1
     }

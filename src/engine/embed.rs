@@ -41,6 +41,8 @@ impl Embed {
         self.arm(next);
         // From here on other threads write the eventfd, as if the owner slept.
         if more || !shared.prepare_sleep() {
+            // Also when it was written before: the turn may have emptied it.
+            self.signalled = false;
             self.signal(shared);
         }
     }

@@ -60,6 +60,10 @@ pub(crate) struct Engine<D: Driver> {
     background: usize,
     /// What happened since the counters were last brought up to date.
     tally: Tally,
+    /// Deliveries of the engine's own.
+    streak: u32,
+    /// Operations to cancel whose submission is still on its way through the inbox.
+    early_cancels: Vec<u64>,
     /// The clock of this turn; 0: not read yet.
     clock: u64,
     pub in_turn: bool,
@@ -112,6 +116,8 @@ impl<D: Driver> Engine<D> {
             in_flight: 0,
             background: 0,
             tally: Tally::default(),
+            streak: 0,
+            early_cancels: Vec::new(),
             clock: 0,
             in_turn: false,
             max_events: config.max_events as usize,
@@ -152,6 +158,13 @@ impl<D: Driver> Engine<D> {
 
     fn next_post(&mut self) -> Option<(unsafe extern "C-unwind" fn(*mut upcall_loop, *mut c_void), *mut c_void)> {
         self.posts.pop_front()
+    }
+
+    /// The loop ends: its pools tell nobody any more.
+    fn orphan_pools(&mut self) {
+        for pool in self.pools.drain(..) {
+            pool.orphan();
+        }
     }
 
     fn watched_pools(&self) -> &[Arc<Pool>] {

@@ -265,7 +265,11 @@ impl<D: Driver> Engine<D> {
             return self.pause(index);
         }
         self.core.slots[index].state = State::Started;
-        self.driver.start(&mut self.core, index);
+        if self.core.slots[index].has(bits::RETRIED) {
+            self.driver.start_by_attempt(&mut self.core, index);
+        } else {
+            self.driver.start(&mut self.core, index);
+        }
     }
 
     /// Stops an operation until something of the program's own allows it to go on; its idle limit stands still.
@@ -331,6 +335,10 @@ impl<D: Driver> Engine<D> {
             side.wake_at = 0;
             side.deadline_at = 0;
             side.starved = false;
+        }
+        // Changes during the pause were seen by nobody: look at the level again.
+        if self.core.def(index).is(op::EDGE) {
+            self.core.slots[index].args.stage = 0;
         }
         if multi && starved {
             self.restart_idle_limit(index);
@@ -461,6 +469,7 @@ impl<D: Driver> Engine<D> {
             }
             if pool.is_retired() {
                 self.driver.forget_pool(&pool);
+                pool.inner().watched = false;
                 self.pools.swap_remove(position);
             }
         }
@@ -593,8 +602,9 @@ impl<D: Driver> Engine<D> {
                 continue;
             }
             let Some(inward) = Descriptors::cursor_of(self.core.slots[index].kind) else { continue };
+            // One in the other direction may go.
             if !self.core.descriptors.cursor_enter(fd, inward) {
-                return;
+                continue;
             }
             if let Some(descriptor) = self.core.descriptors.get(fd) {
                 descriptor.cursor_waiting = descriptor.cursor_waiting.saturating_sub(1);

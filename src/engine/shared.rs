@@ -5,7 +5,6 @@
 //! consistent operations (crossbeam's queue pushes and looks that way), so one of the two always sees the other, and a burst
 //! of messages costs one system call. A swap is a full barrier at half the price of a fence.
 
-use super::buffers::Pool;
 use super::slot::SlotTable;
 use crate::abi::{upcall_loop, upcall_op, upcall_stats};
 use crate::op::{Args, side::Side};
@@ -21,8 +20,8 @@ pub(crate) enum Message {
     Submit(Box<Submission>),
     Cancel(u64),
     Post(unsafe extern "C-unwind" fn(*mut upcall_loop, *mut c_void), *mut c_void),
-    /// Buffers came back to this pool.
-    Returned(Arc<Pool>),
+    /// Buffers came back to a pool.
+    Returned,
 }
 
 // SAFETY: the pointers inside are the program's; it promised that they may be used on the owner thread.
@@ -100,6 +99,9 @@ impl Counter {
 
 /// See the module.
 pub(crate) struct Shared {
+    /// The process that made it; a forked child's page says otherwise.
+    epoch: u64,
+    page: &'static AtomicU64,
     owner: AtomicUsize,
     sleep: AtomicU32,
     /// Ends the current or next run.
@@ -122,6 +124,12 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
+    /// In a forked child of the process that made the loop.
+    #[inline(always)]
+    pub fn is_forked(&self) -> bool {
+        self.page.load(Ordering::Relaxed) != self.epoch
+    }
+
     pub fn new(max_operations: u32) -> Result<Shared, i32> {
         let table = Arc::new(SlotTable::new(max_operations)?);
         let wake = sys::eventfd();
@@ -129,6 +137,8 @@ impl Shared {
             return Err(-wake as i32);
         }
         Ok(Shared {
+            epoch: sys::fork::epoch(),
+            page: sys::fork::page(),
             owner: AtomicUsize::new(NOBODY),
             sleep: AtomicU32::new(AWAKE),
             stopped: AtomicBool::new(false),

@@ -357,7 +357,7 @@ impl Slots {
 
     /// Takes a free slot for another thread's use.
     pub fn donate(&mut self) -> Option<u32> {
-        (self.free != NONE).then(|| self.take())
+        (self.free != NONE || self.fresh.start < self.fresh.end).then(|| self.take())
     }
 
     /// The slot of an operation in flight.

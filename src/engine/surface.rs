@@ -16,7 +16,7 @@ use std::cell::UnsafeCell;
 use std::ffi::{CString, c_void};
 use std::mem::MaybeUninit;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI32, Ordering};
 
 /// An engine with either driver. One per loop, so that its size does not matter.
 #[allow(clippy::large_enum_variant, reason = "a loop has one, in place")]
@@ -28,9 +28,6 @@ enum Either {
 /// See the module.
 pub(crate) struct Loop {
     shared: Arc<Shared>,
-    /// The process that made it; a forked child's page says otherwise.
-    epoch: u64,
-    page: &'static AtomicU64,
     reason: CString,
     backend: upcall_backend,
     engine: UnsafeCell<Either>,
@@ -87,8 +84,6 @@ impl Loop {
         };
         Ok(Box::new(Loop {
             shared,
-            epoch: sys::fork::epoch(),
-            page: sys::fork::page(),
             reason: CString::new(reason).unwrap_or_default(),
             backend,
             engine: UnsafeCell::new(engine),
@@ -110,7 +105,7 @@ impl Loop {
 
     #[inline(always)]
     pub fn is_forked(&self) -> bool {
-        self.page.load(Ordering::Relaxed) != self.epoch
+        self.shared.is_forked()
     }
 
     /// The calling thread is the owner, or becomes it.
@@ -354,7 +349,9 @@ impl Loop {
             if !stopped && !busy && !self.shared.has_messages() && self.shared.holds.load(Ordering::SeqCst) <= 0 {
                 return 0;
             }
-            let result = self.turn(if stopped { 0 } else { -1 }, false);
+            // A message that is left may be one that delivers nothing.
+            let waits = !stopped && (busy || self.shared.holds.load(Ordering::SeqCst) > 0);
+            let result = self.turn(if waits { -1 } else { 0 }, false);
             if result < 0 {
                 return result;
             }
@@ -386,6 +383,7 @@ impl Loop {
                 return 0;
             }
             let wait = match limit {
+                _ if !busy => 0,
                 None => -1,
                 Some(at) => at.saturating_sub(sys::now()).min(i64::MAX as u64) as i64,
             };
@@ -425,6 +423,12 @@ impl Loop {
             }
             with!(self, engine => engine.return_record(&event));
         }
+        // No thread may look at a job any more when the side blocks go, and no pool may write to a loop that is gone.
+        with!(self, engine => {
+            let Engine { driver, core, .. } = engine;
+            driver.quiesce_threads(core);
+            engine.orphan_pools();
+        });
         owner::forget(self);
         0
     }
@@ -432,7 +436,10 @@ impl Loop {
     /// What a dead owner had in flight ends in -EOWNERDEAD; its driver is quiet already.
     fn bury(&self) {
         self.shared.refuse_new_work();
-        with!(self, engine => engine.orphan_all());
+        with!(self, engine => {
+            engine.in_turn = true;
+            engine.orphan_all();
+        });
         loop {
             // SAFETY: this thread has inherited the loop, and no turn is under way.
             let next = match unsafe { &mut *self.engine.get() } {
@@ -440,6 +447,7 @@ impl Loop {
                 Either::Epoll(engine) => bury_one(self, engine),
             };
             if !next {
+                with!(self, engine => engine.in_turn = false);
                 return;
             }
         }
@@ -577,7 +585,7 @@ impl<D: Driver> Engine<D> {
             match message {
                 Message::Submit(submission) => self.bury_submission(*submission),
                 Message::Post(function, arg) => self.keep_post(function, arg),
-                Message::Cancel(_) | Message::Returned(_) => {}
+                Message::Cancel(_) | Message::Returned => {}
             }
         }
         for index in 0..self.core.slots.table().committed() {

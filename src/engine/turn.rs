@@ -12,6 +12,9 @@ use crate::driver::{Driver, Until};
 use crate::sys;
 use std::ffi::c_void;
 
+/// See [`Engine::next`].
+const FAIR: u32 = 64;
+
 /// What may still be delivered in this turn.
 #[derive(Default)]
 pub(crate) struct Budget {
@@ -36,16 +39,18 @@ impl<D: Driver> Engine<D> {
             match message {
                 Message::Submit(submission) => self.admit_foreign(*submission),
                 Message::Cancel(id) => {
-                    if let Some(index) = self.core.slots.find(id) {
-                        self.cancel_operation(index, super::slot::bits::ASKED);
-                    }
+                    self.cancel_accepted(id);
                 }
                 Message::Post(function, arg) => self.posts.push_back((function, arg)),
                 // The pools are looked at each turn.
-                Message::Returned(pool) => pool.hear(),
+                Message::Returned => self.pools.iter().for_each(|pool| pool.hear()),
             }
         }
-        // The table's last slots may all lie in this thread's list: other threads get some.
+    }
+
+    /// The table's last slots may all lie in this thread's list: other threads get some.
+    #[inline(always)]
+    fn share_slots(&mut self) {
         if self.core.slots.table().left() == 0 && !self.core.shared.has_foreign() {
             for _ in 0..16 {
                 let Some(index) = self.core.slots.donate() else { break };
@@ -118,7 +123,7 @@ impl<D: Driver> Engine<D> {
     fn spin_then_turn(&mut self, until: Until) -> Result<(), i32> {
         let begun = sys::now();
         if self.last_sleep_ns <= self.spin_ns {
-            let mut limit = begun + self.spin_ns;
+            let mut limit = begun.saturating_add(self.spin_ns);
             if let Until::Time(at) = until {
                 limit = limit.min(at);
             }
@@ -145,22 +150,37 @@ impl<D: Driver> Engine<D> {
         if self.budget.all == 0 {
             return None;
         }
-        if (self.budget.posts | self.budget.ended | self.ticks.len()) != 0
-            && let Some(next) = self.next_of_the_engine(out)
-        {
-            self.budget.all -= 1;
-            return Some(next);
+        if (self.budget.posts | self.budget.ended | self.ticks.len()) != 0 {
+            // After so many of the engine's own in a row the driver has its turn: max_events may be 1.
+            self.streak += 1;
+            if self.streak % FAIR != 0
+                && let Some(next) = self.next_of_the_engine(out)
+            {
+                self.budget.all -= 1;
+                return Some(next);
+            }
         }
         loop {
             let outcome = self.driver.next(&mut self.core);
             if outcome.is_none() {
-                return None;
+                return self.next_of_the_engine_after_all(out);
             }
             if self.settle(outcome, out) {
                 self.budget.all -= 1;
                 return Some(Next::Event);
             }
         }
+    }
+
+    /// The driver had its turn and has nothing.
+    #[inline(always)]
+    fn next_of_the_engine_after_all(&mut self, out: &mut Delivery) -> Option<Next> {
+        if (self.budget.posts | self.budget.ended | self.ticks.len()) == 0 {
+            return None;
+        }
+        let next = self.next_of_the_engine(out)?;
+        self.budget.all -= 1;
+        Some(next)
     }
 
     #[inline(never)]
@@ -296,6 +316,7 @@ pub(super) fn poll<D: Driver>(this: &Loop, engine: *mut Engine<D>, timeout_ns: i
         }
     };
     e().settle_embedding();
+    e().share_slots();
     e().count();
     e().in_turn = false;
     if result < 0 { result } else { delivered }

@@ -431,6 +431,9 @@ pub unsafe extern "C" fn upcall_buffers_new(
 pub unsafe extern "C" fn upcall_buffers_return(buffers: *mut upcall_buffers, buffer: *mut c_void) -> i32 {
     // SAFETY: the program passed a pool it has not freed, or NULL.
     match unsafe { pointer::pool(buffers) } {
+        Some(pool) if pool.is_forked() => {
+            fail(libc::ECHILD, "upcall_buffers_return: the pool belongs to the parent process")
+        }
         Some(pool) if pool.give_back(buffer as usize) => 0,
         Some(_) => fail_with(
             libc::EINVAL,
@@ -450,6 +453,9 @@ pub unsafe extern "C" fn upcall_buffers_free(buffers: *mut upcall_buffers) -> i3
     // SAFETY: the program passed a pool it has not freed, or NULL.
     match unsafe { pointer::pool(buffers) } {
         None => 0,
+        Some(pool) if pool.is_forked() => {
+            fail(libc::ECHILD, "upcall_buffers_free: the pool belongs to the parent process")
+        }
         Some(pool) => match pool.retire() {
             // SAFETY: the pool came from pointer::give_pool, and the program gives it up with this call.
             true => unsafe { pointer::take_pool(buffers) },

@@ -18,6 +18,8 @@ pub(crate) struct Side {
     /// Parts of `iov` already moved.
     pub iov_done: usize,
     pub msg: libc::msghdr,
+    /// What the first part of a message in parts resulted in: msg_namelen, msg_controllen, msg_flags.
+    pub kept: Option<(libc::socklen_t, usize, i32)>,
     pub name: libc::sockaddr_storage,
     pub statx: libc::statx,
     /// The pool the operation borrows from, with how many of its buffers are out, and the most that may be.
@@ -55,6 +57,7 @@ impl Side {
             iov_done: 0,
             // SAFETY: msghdr and sockaddr_storage are plain C structures for which all-zero bytes are valid values.
             msg: unsafe { std::mem::zeroed() },
+            kept: None,
             // SAFETY: as above.
             name: unsafe { std::mem::zeroed() },
             // SAFETY: as above, for statx.
@@ -84,6 +87,7 @@ impl Side {
         self.iov.clear();
         self.iov.shrink_to(64);
         self.iov_done = 0;
+        self.kept = None;
         self.pool = None;
         self.lent = 0;
         self.lend_max = 0;

@@ -31,7 +31,7 @@ pub const UPCALL_OP_SHUTDOWN: upcall_kind = 51;
 /// @brief socket(2): result: a descriptor, close-on-exec. Since 0.1.
 #[unsafe(no_mangle)]
 pub extern "C" fn upcall_op_socket(domain: i32, r#type: i32, protocol: i32) -> upcall_op {
-    upcall_op { fd: domain, arg: r#type as u32, arg2: protocol as u32, ..blank(UPCALL_OP_SOCKET) }
+    upcall_op { len: u64::from(domain as u32), arg: r#type as u32, arg2: protocol as u32, ..blank(UPCALL_OP_SOCKET) }
 }
 
 /// @brief bind(2): result 0. `addr` is copied. Since 0.1.
@@ -339,15 +339,18 @@ fn lent_recvmsg(args: &Args, buffer: *mut u8, size: u32) -> Decision {
 
 /// Gives the program its header's results. Only the first part of a full transfer has a name and control data.
 fn finish_recvmsg(args: &Args, side: &mut Side, result: i64) {
-    if result < 0 || args.addr2 == 0 {
+    // An error after a part: what came with that part is the program's all the same.
+    if (result < 0 && side.kept.is_none()) || args.addr2 == 0 {
         return;
     }
     let theirs = args.addr2 as usize as *mut msghdr;
     // SAFETY: the program's header is borrowed until the final event, which has not been delivered.
     unsafe {
-        (*theirs).msg_namelen = side.msg.msg_namelen;
-        (*theirs).msg_controllen = side.msg.msg_controllen;
-        (*theirs).msg_flags = side.msg.msg_flags;
+        let now = (side.msg.msg_namelen, side.msg.msg_controllen, side.msg.msg_flags);
+        let (name, control, flags) = side.kept.unwrap_or(now);
+        (*theirs).msg_namelen = name;
+        (*theirs).msg_controllen = control;
+        (*theirs).msg_flags = flags;
     }
 }
 
@@ -358,10 +361,10 @@ pub(super) const OPS: &[OpDef] = &[
         facts: NEW_FD,
         opcode: Some(opcode::Socket::CODE),
         ring: form!(|args| {
-            opcode::Socket::new(args.fd(), args.arg as i32 | libc::SOCK_CLOEXEC, args.arg2 as i32).build()
+            opcode::Socket::new(args.len as i32, args.arg as i32 | libc::SOCK_CLOEXEC, args.arg2 as i32).build()
         }),
         attempt: Some(|args| {
-            Decision::Done(sys::socket(args.fd(), args.arg as i32 | libc::SOCK_CLOEXEC, args.arg2 as i32))
+            Decision::Done(sys::socket(args.len as i32, args.arg as i32 | libc::SOCK_CLOEXEC, args.arg2 as i32))
         }),
         ..OpDef::BASE
     },
@@ -475,8 +478,10 @@ pub(super) const OPS: &[OpDef] = &[
         check: Some(check_message),
         copy: Some(|args, side, lends| {
             if lends {
-                // Only the room to keep is read.
+                // Only the room to keep is read; the kernel would read the vector, too.
                 side.msg = side::message(args.addr);
+                side.msg.msg_iov = std::ptr::null_mut();
+                side.msg.msg_iovlen = 0;
                 args.addr = &raw const side.msg as u64;
             } else {
                 side.keep_message(args, false);

@@ -35,6 +35,9 @@ use setup::Rung;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+/// So many completions in a row, and what the ring does not do has its turn.
+const FAIR: u32 = 64;
+
 /// The user data of the poll on the loop's own eventfd.
 const WAKE: u64 = NONE_INDEX as u64;
 
@@ -62,6 +65,8 @@ pub(crate) struct Uring {
     groups: Groups,
     shared: Arc<Shared>,
     wake_armed: bool,
+    /// Completions delivered since anything else was.
+    streak: u32,
     adopted: bool,
     /// Readable when completions were posted; made for embedding.
     event: i32,
@@ -94,6 +99,7 @@ impl Uring {
             groups: Groups::default(),
             shared: shared.clone(),
             wake_armed: false,
+            streak: 0,
             adopted: false,
             event: -1,
             may_raise: 0,
@@ -260,7 +266,7 @@ impl Uring {
     fn note_end(&mut self, core: &Core, index: u32) {
         self.in_kernel -= 1;
         let def = core.def(index);
-        if def.is(op::PIPE_SIGNAL) {
+        if def.is(op::PIPE_SIGNAL) && core.slots[index].rung == rung::NATIVE {
             self.may_raise = self.may_raise.saturating_sub(1);
         }
     }
@@ -362,8 +368,16 @@ impl Uring {
             if outcome.result == -i64::from(libc::ECANCELED) && slot.has(bits::ASKED | bits::EXPIRED) {
                 return outcome;
             }
-            self.attempts.push(core, index);
-            return Outcome::NONE;
+            if outcome.result >= 0 {
+                self.attempts.push(core, index);
+                return Outcome::NONE;
+            }
+            // It cannot be watched: if the attempt would wait again, it is made again after a while.
+            return match self.attempts.attempt(core, index) {
+                Step::Out(outcome) => outcome,
+                Step::Wait(_) => Outcome::postponed(index),
+                Step::Handed | Step::Native => Outcome::NONE,
+            };
         }
         let def = core.def(index);
         let slot = &mut core.slots[index];
@@ -536,7 +550,7 @@ impl Driver for Uring {
     }
 
     fn has_leftovers(&mut self) -> bool {
-        self.has_work() || self.queues.has_completions() || self.queues.held_back() != 0
+        self.has_work() || self.queues.has_completions() || self.queues.held_back() != 0 || self.queues.unhanded() > 0
     }
 
     fn turn(&mut self, core: &mut Core, until: Until) -> Result<(), i32> {
@@ -563,7 +577,12 @@ impl Driver for Uring {
         core.shared.awake();
         let mut interrupted = false;
         match -result as i32 {
-            _ if result >= 0 => {}
+            // A signal during the wait is hidden behind the count of what was handed over.
+            _ if result >= 0 => {
+                let quiet = !self.queues.has_completions() && self.queues.held_back() == 0;
+                let in_time = matches!(until, Until::Time(at) if sys::now() < at) || until == Until::Forever;
+                interrupted = wait && result > 0 && quiet && in_time;
+            }
             libc::ETIME | libc::EAGAIN | libc::EBUSY => {}
             libc::EINTR => interrupted = wait,
             error => return Err(error),
@@ -589,12 +608,21 @@ impl Driver for Uring {
 
     #[inline(always)]
     fn next(&mut self, core: &mut Core) -> Outcome {
-        while let Some(entry) = self.queues.pop() {
-            let outcome = self.translate(core, entry);
+        if self.streak >= FAIR && self.attempts.has_work() {
+            self.streak = 0;
+            let outcome = self.next_attempted(core);
             if !outcome.is_none() {
                 return outcome;
             }
         }
+        while let Some(entry) = self.queues.pop() {
+            let outcome = self.translate(core, entry);
+            if !outcome.is_none() {
+                self.streak += 1;
+                return outcome;
+            }
+        }
+        self.streak = 0;
         if self.attempts.has_work() { self.next_attempted(core) } else { Outcome::NONE }
     }
 
@@ -647,7 +675,8 @@ impl Driver for Uring {
     fn quiesce(&mut self, core: &mut Core) {
         while self.in_kernel > 0 {
             for index in (0..core.slots.table().committed()).rev() {
-                if matches!(core.slots[index].rung, rung::NATIVE | rung::WAITING)
+                if slot::is_live_id(core.slots[index].id())
+                    && matches!(core.slots[index].rung, rung::NATIVE | rung::WAITING)
                     && !core.slots[index].has(bits::WITHDRAWN)
                 {
                     let _ = self.cancel(core, index);
