@@ -136,7 +136,7 @@ impl Pool {
     pub fn give_back(self: &Arc<Self>, address: usize) -> bool {
         let offset = address.wrapping_sub(self.memory.base() as usize);
         let number = offset / self.stride;
-        if offset % self.stride != 0 || number >= self.holders.len() {
+        if !offset.is_multiple_of(self.stride) || number >= self.holders.len() {
             return false;
         }
         let holder = self.holders[number].load(Ordering::Relaxed);

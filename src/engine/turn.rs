@@ -153,7 +153,7 @@ impl<D: Driver> Engine<D> {
         if (self.budget.posts | self.budget.ended | self.ticks.len()) != 0 {
             // After so many of the engine's own in a row the driver has its turn: max_events may be 1.
             self.streak += 1;
-            if self.streak % FAIR != 0
+            if !self.streak.is_multiple_of(FAIR)
                 && let Some(next) = self.next_of_the_engine(out)
             {
                 self.budget.all -= 1;

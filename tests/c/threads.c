@@ -268,28 +268,32 @@ TEST(equal_posts_are_never_coalesced) {
 /* ---- Wake-ups: the sleeping loop misses none. ---- */
 
 static sem_t ball;
-static void hit_back(upcall_loop *loop, void *arg) {
+static atomic_int hits;
+static void hit(upcall_loop *loop, void *arg) {
     (void)loop;
-    ++*(int *)arg;
-    CHECK(sem_post(&ball) == 0);
+    (void)arg;
+    atomic_fetch_add(&hits, 1);
 }
-static void *play(void *arg) {
-    upcall_loop *loop = ((void **)arg)[0];
-    for (int i = 0; i < 20000; i++) {
-        CHECK_EQ(upcall_post(loop, hit_back, ((void **)arg)[1]), 0);
-        while (sem_wait(&ball) != 0) {}
+/* Posts again as soon as the last post has run, or a little later: at any moment of the loop's falling asleep. */
+static void *post_at_any_moment(void *loop) {
+    uint64_t seed = 1;
+    for (int i = 0; i < 60000; i++) {
+        uint64_t limit = now_ns() + (uint64_t)PATIENCE_NS;
+        CHECK_EQ(upcall_post(loop, hit, NULL), 0);
+        for (uint64_t spins = 1; atomic_load(&hits) <= i; spins++)
+            if (spins % 4096 == 0 && now_ns() > limit)
+                fail(HERE, "post %d did not wake the loop", i);
+        for (uint64_t spin = chance(&seed) % 3000; spin > 0; spin--)
+            __asm__ volatile("");
     }
     return NULL;
 }
 
 TEST_FOR(no_wake_up_is_lost, 60) { /* hazards row 40 */
     upcall_loop *loop = new_loop();
-    int hits = 0;
-    void *arg[2] = {loop, &hits};
-    CHECK(sem_init(&ball, 0, 0) == 0);
-    pthread_t thread = start(play, arg);
-    while (hits < 20000)
-        CHECK(upcall_poll(loop, -1) >= 0); /* a lost one would hang here */
+    pthread_t thread = start(post_at_any_moment, loop);
+    while (atomic_load(&hits) < 60000)
+        CHECK(upcall_poll(loop, -1) >= 0);
     join(thread);
     free_loop(loop);
 }

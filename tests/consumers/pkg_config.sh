@@ -8,8 +8,8 @@ export PKG_CONFIG_PATH="$libdir/pkgconfig"
 pkg-config --exact-version="$version" upcall
 static=
 [ "$how" = shared ] || static=-static
-# shellcheck disable=SC2046,SC2086 # words are wanted
-"$CC" $static -DVERSION="\"$version\"" "$source" $(pkg-config --cflags --libs ${static:+--static} upcall) -o "$program"
+eval "set -- $(pkg-config --cflags --libs ${static:+--static} upcall)" # it quotes for the shell: the path may have spaces
+"$CC" $static -DVERSION="\"$version\"" "$source" "$@" -o "$program"
 if [ "$how" = shared ]; then
     readelf -d "$program" | grep 'NEEDED.*libupcall\.so\.'
     LD_LIBRARY_PATH=$libdir "$program"
