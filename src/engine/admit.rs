@@ -184,8 +184,12 @@ impl<D: Driver> Engine<D> {
     #[inline(always)]
     fn fill(&mut self, index: u32, operation: &upcall_op, def: &OpDef) -> u16 {
         let slot = &mut self.core.slots[index];
-        slot.args.fill(operation);
-        slot.side = NONE;
+        // Without arguments there is nothing to replay; only the descriptor that others look for must be none.
+        if def.is(op::NO_ARGS) {
+            slot.args.fd_word.store(-1, std::sync::atomic::Ordering::Relaxed);
+        } else {
+            slot.args.fill(operation);
+        }
         self.enter(index, operation, def, 0)
     }
 
@@ -239,7 +243,6 @@ impl<D: Driver> Engine<D> {
         let slot = &mut self.core.slots[index];
         slot.callback = operation.callback;
         slot.user = operation.user;
-        slot.transferred = 0;
         slot.kind = operation.kind as u8;
         slot.flags = operation.flags as u16;
         slot.bits = set;

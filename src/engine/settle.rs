@@ -578,6 +578,7 @@ impl<D: Driver> Engine<D> {
         self.background -= usize::from(slot.has(bits::BACKGROUND));
         let (kind, fd) = (slot.kind, slot.args.fd());
         let number = slot.side;
+        self.core.slots[index].transferred = 0;
         if number == NONE {
             return;
         }

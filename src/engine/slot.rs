@@ -128,7 +128,7 @@ pub(crate) struct Slot {
     pub id: AtomicU64,
     pub callback: upcall_callback,
     pub user: *mut c_void,
-    /// Bytes moved by the parts of a full transfer that are done.
+    /// Bytes moved by the parts of a full transfer that are done; 0 in a free slot, as `side` is NONE.
     pub transferred: u64,
     pub side: u32,
     pub fd_prev: u32,
@@ -195,7 +195,8 @@ impl SlotTable {
         if from < to && self.memory.commit(bytes(from), bytes(to)).is_ok() {
             for index in from..to {
                 // SAFETY: committed zeroed memory of this table, not yet known to anyone; a zeroed Slot is a free one.
-                let slot = unsafe { &*self.at(index) };
+                let slot = unsafe { &mut *self.at(index) };
+                slot.side = NONE;
                 slot.id.store(self.first_generation | u64::from(index), Ordering::Relaxed);
             }
             self.committed.store(to, Ordering::Release);

@@ -140,6 +140,8 @@ pub(crate) const MULTI_LENDS: Facts = 1 << 17;
 pub(crate) const EDGE: Facts = 1 << 19;
 /// `amend` looks at results, too, not only at errors.
 pub(crate) const AMENDS_ALL: Facts = 1 << 20;
+/// Has no arguments.
+pub(crate) const NO_ARGS: Facts = 1 << 21;
 /// A write whose reader may be gone: the ring would raise SIGPIPE.
 pub(crate) const PIPE_SIGNAL: Facts = 1 << 18;
 

@@ -67,6 +67,7 @@ pub(super) const OPS: &[OpDef] = &[
     OpDef {
         kind: UPCALL_OP_NOP,
         name: "nop",
+        facts: NO_ARGS,
         opcode: Some(opcode::Nop::CODE),
         ring: form!(|_| opcode::Nop::new().build()),
         attempt: Some(|_| Decision::Done(0)),

@@ -408,6 +408,29 @@ TEST(a_loop_freed_while_a_buffer_is_lent_keeps_nothing_open) {
     CHECK(resident_bytes() - resident < 16 << 20);
 }
 
+static int64_t work_a_little(void *arg) {
+    (void)arg;
+    pause_ms(2);
+    return 0;
+}
+
+TEST(a_loop_may_be_freed_while_many_works_wait_for_a_thread) {
+    uint64_t limit = now_ns() + (uint64_t)MS(1500);
+    for (int round = 0; round < 20 && now_ns() < limit; round++) {
+        upcall_config config = default_config();
+        config.workers = 2;
+        upcall_loop *loop = loop_with(&config);
+        upcall_op op = upcall_op_work(work_a_little, NULL);
+        op.callback = ignore;
+        CHECK(upcall_poll(loop, 0) >= 0);
+        for (int i = 0; i < 20000; i++)
+            CHECK_EQ(upcall_submit(loop, &op, 1, NULL), 0);
+        for (int i = 0; i < 22; i++)
+            CHECK(upcall_poll(loop, 0) >= 0);
+        free_loop(loop);
+    }
+}
+
 /* ---- Buffers. ---- */
 
 struct late_return {
