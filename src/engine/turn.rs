@@ -327,7 +327,7 @@ pub(super) fn poll<D: Driver>(this: &Loop, engine: *mut Engine<D>, timeout_ns: i
 pub(super) fn deliver<D: Driver>(this: &Loop, engine: *mut Engine<D>) -> i32 {
     // SAFETY: as for `poll`.
     let e = || unsafe { &mut *engine };
-    let mut delivered = 0;
+    let before = e().budget.all;
     let mut delivery = Delivery::BLANK;
     while let Some(next) = e().next(&mut delivery) {
         match next {
@@ -337,9 +337,8 @@ pub(super) fn deliver<D: Driver>(this: &Loop, engine: *mut Engine<D>) -> i32 {
                 unsafe { function(this.handle(), arg) };
             }
         }
-        delivered += 1;
     }
-    delivered
+    (before - e().budget.all) as i32
 }
 
 /// Calls back, or keeps the record.
@@ -348,8 +347,8 @@ pub(super) fn hand_out<D: Driver>(this: &Loop, engine: *mut Engine<D>, delivery:
     // SAFETY: as for `poll`.
     let e = || unsafe { &mut *engine };
     let Some(callback) = delivery.callback else { return e().keep(delivery.event) };
-    let slow = e().slow_callback_ns;
     e().tally.callbacks += 1;
+    let slow = e().slow_callback_ns;
     if slow == 0 {
         // SAFETY: the program's callback, as promised in the header.
         unsafe { callback(this.handle(), &delivery.event) };

@@ -35,9 +35,6 @@ use setup::Rung;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-/// So many completions in a row, and what the ring does not do has its turn.
-const FAIR: u32 = 64;
-
 /// The user data of the poll on the loop's own eventfd.
 const WAKE: u64 = NONE_INDEX as u64;
 
@@ -65,8 +62,6 @@ pub(crate) struct Uring {
     groups: Groups,
     shared: Arc<Shared>,
     wake_armed: bool,
-    /// Completions delivered since anything else was.
-    streak: u32,
     adopted: bool,
     /// Readable when completions were posted; made for embedding.
     event: i32,
@@ -99,7 +94,6 @@ impl Uring {
             groups: Groups::default(),
             shared: shared.clone(),
             wake_armed: false,
-            streak: 0,
             adopted: false,
             event: -1,
             may_raise: 0,
@@ -608,8 +602,7 @@ impl Driver for Uring {
 
     #[inline(always)]
     fn next(&mut self, core: &mut Core) -> Outcome {
-        if self.streak >= FAIR && self.attempts.has_work() {
-            self.streak = 0;
+        if self.queues.has_taken_many() && self.attempts.has_work() {
             let outcome = self.next_attempted(core);
             if !outcome.is_none() {
                 return outcome;
@@ -618,11 +611,9 @@ impl Driver for Uring {
         while let Some(entry) = self.queues.pop() {
             let outcome = self.translate(core, entry);
             if !outcome.is_none() {
-                self.streak += 1;
                 return outcome;
             }
         }
-        self.streak = 0;
         if self.attempts.has_work() { self.next_attempted(core) } else { Outcome::NONE }
     }
 

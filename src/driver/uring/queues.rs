@@ -185,6 +185,12 @@ impl Queues {
         self.word(self.sq_flags).load(Ordering::Relaxed) & (OVERFLOW | TASKRUN)
     }
 
+    /// Every 64th completion: what the ring does not do has its turn.
+    #[inline(always)]
+    pub fn has_taken_many(&self) -> bool {
+        self.taken.is_multiple_of(64)
+    }
+
     /// The next completion.
     #[inline(always)]
     pub fn pop(&mut self) -> Option<Completion> {
