@@ -122,7 +122,7 @@ pub(crate) trait Driver {
     fn release(&mut self, core: &mut Core) -> Result<(), i32>;
     /// Begins an operation, or goes on with one whose outcome asked for it. No outcome is made inside.
     fn start(&mut self, core: &mut Core, index: u32);
-    /// [`Driver::start`] for one just accepted that has nothing in `bits::SLOW`.
+    /// [`Driver::start`] for one just accepted that has nothing in `bits::SLOW`; its rung says NATIVE already.
     #[inline(always)]
     fn start_plain(&mut self, core: &mut Core, index: u32, _kind: u8, _id: u64) {
         self.start(core, index);

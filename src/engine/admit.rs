@@ -1,7 +1,7 @@
 //! From a descriptor to a started operation, and how one is asked to end.
 
 use super::shared::Submission;
-use super::slot::{NONE, State, bits};
+use super::slot::{NONE, State, bits, rung};
 use super::{Engine, Steps};
 use crate::abi::*;
 use crate::driver::{Cancel, Driver};
@@ -98,13 +98,14 @@ impl<D: Driver> Engine<D> {
             let index = self.core.slots.take();
             let id = self.core.slots.open(index);
             let def = op::of(operation.kind as u8);
-            let set = self.fill(index, operation, def);
+            // As most go on: started, and native.
+            let set = self.fill(index, operation, def, State::Started);
             tell(number, id);
             if def.copy.is_some() || operation.timeout_ns != 0 || set & bits::SLOW != 0 {
+                self.core.slots[index].rung = rung::IDLE;
                 self.fill_more(index, operation, def, at, false)?;
                 self.start(index);
             } else {
-                self.core.slots[index].state = State::Started;
                 self.driver.start_plain(&mut self.core, index, operation.kind as u8, id);
             }
         }
@@ -124,7 +125,7 @@ impl<D: Driver> Engine<D> {
             let index = self.core.slots.take();
             tell(number, self.core.slots.open(index));
             let def = op::of(operation.kind as u8);
-            self.fill(index, operation, def);
+            self.fill(index, operation, def, State::Free);
             let admitted = self.fill_more(index, operation, def, at, ordered);
             indexes.push(index);
             if let Err(refusal) = admitted {
@@ -182,7 +183,7 @@ impl<D: Driver> Engine<D> {
 
     /// Fills a slot of this thread.
     #[inline(always)]
-    fn fill(&mut self, index: u32, operation: &upcall_op, def: &OpDef) -> u16 {
+    fn fill(&mut self, index: u32, operation: &upcall_op, def: &OpDef, state: State) -> u16 {
         let slot = &mut self.core.slots[index];
         // Without arguments there is nothing to replay; only the descriptor that others look for must be none.
         if def.is(op::NO_ARGS) {
@@ -190,7 +191,7 @@ impl<D: Driver> Engine<D> {
         } else {
             slot.args.fill(operation);
         }
-        self.enter(index, operation, def, 0)
+        self.enter(index, operation, def, 0, state)
     }
 
     /// What fewer operations have: copied metadata, buffers, a deadline.
@@ -223,7 +224,7 @@ impl<D: Driver> Engine<D> {
 
     /// What every accepted operation gets.
     #[inline(always)]
-    fn enter(&mut self, index: u32, operation: &upcall_op, def: &OpDef, foreign: u16) -> u16 {
+    fn enter(&mut self, index: u32, operation: &upcall_op, def: &OpDef, foreign: u16, state: State) -> u16 {
         let mut set = BITS[operation.kind as usize % op::KINDS] | foreign;
         if operation.flags & (UPCALL_FULL | UPCALL_MULTISHOT | UPCALL_BACKGROUND) != 0 {
             set |= if operation.flags & UPCALL_FULL != 0 { bits::FULL } else { 0 };
@@ -243,10 +244,13 @@ impl<D: Driver> Engine<D> {
         let slot = &mut self.core.slots[index];
         slot.callback = operation.callback;
         slot.user = operation.user;
-        slot.kind = operation.kind as u8;
-        slot.flags = operation.flags as u16;
-        slot.bits = set;
-        slot.rung = super::slot::rung::IDLE;
+        slot.label(
+            operation.kind as u8,
+            state,
+            operation.flags as u16,
+            set,
+            if state == State::Started { rung::NATIVE } else { rung::IDLE },
+        );
         if set & bits::BACKGROUND != 0 {
             self.background += 1;
         }
@@ -303,7 +307,7 @@ impl<D: Driver> Engine<D> {
                 slot.side = self.core.sides.add(side);
             }
             let has_side = self.core.slots[index].side != NONE;
-            self.enter(index, &one.op, def, bits::FOREIGN);
+            self.enter(index, &one.op, def, bits::FOREIGN, State::Free);
             if has_side {
                 self.core.slots[index].bits |= bits::SIDE;
                 self.watch_pool(index);
@@ -504,7 +508,7 @@ impl<D: Driver> Engine<D> {
             Cancel::Gone => self.finish(index, -i64::from(libc::ECANCELED)),
             Cancel::Asked => {
                 if !self.core.slots[index].has(bits::WITHDRAWN) {
-                    let own = self.core.slots[index].rung == super::slot::rung::OWN;
+                    let own = self.core.slots[index].rung == rung::OWN;
                     let span = if own { NAG_THREAD_NS } else { NAG_KERNEL_NS };
                     self.arm(index, sys::now() + span, span);
                 }

@@ -149,11 +149,28 @@ pub(crate) struct Slot {
 }
 
 const _: () = assert!(size_of::<Slot>() == 128);
+const _: () = {
+    use std::mem::offset_of;
+    let first = offset_of!(Slot, kind);
+    assert!(first % 8 == 0 && offset_of!(Slot, state) == first + 1 && offset_of!(Slot, flags) == first + 2);
+    assert!(offset_of!(Slot, bits) == first + 4 && offset_of!(Slot, rung) == first + 6);
+    assert!(offset_of!(Slot, timer_list) == first + 7);
+};
 
 impl Slot {
     #[inline(always)]
     pub fn id(&self) -> u64 {
         self.id.load(Ordering::Relaxed)
+    }
+
+    /// Sets the small fields with one store: one by one they cost more than all the rest of the slot.
+    #[inline(always)]
+    pub fn label(&mut self, kind: u8, state: State, flags: u16, bits: u16, rung: u8) {
+        let ([f0, f1], [b0, b1]) = (flags.to_ne_bytes(), bits.to_ne_bytes());
+        let word = u64::from_ne_bytes([kind, state as u8, f0, f1, b0, b1, rung, 0]);
+        // SAFETY: the eight bytes from `kind` to `timer_list` are this slot's, in this order and aligned (asserted below);
+        // `state` is a State.
+        unsafe { std::ptr::from_mut(self).byte_add(std::mem::offset_of!(Slot, kind)).cast::<u64>().write(word) };
     }
 
     #[inline(always)]

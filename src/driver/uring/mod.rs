@@ -491,7 +491,6 @@ impl Driver for Uring {
             Some(form) if self.queues.has_room() => {
                 let slot = &mut core.slots[index];
                 form(&slot.args, self.queues.blank());
-                slot.rung = rung::NATIVE;
                 slot.next = self.queues.queue(id);
                 self.in_kernel += 1;
             }
