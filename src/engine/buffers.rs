@@ -18,6 +18,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// The pool has it.
 const HOME: u64 = 0;
+/// The program gave it back, and the owner has not taken it in. (No id is this: the index it would hold is out of range.)
+const RETURNED: u64 = u64::MAX;
 /// In `use_word`: one operation.
 const USER: u64 = 1 << 32;
 /// In `use_word`: freed.
@@ -30,7 +32,7 @@ pub(crate) struct Pool {
     pub size: u32,
     pub count: u32,
     stride: usize,
-    /// Per buffer: HOME, or the id of the operation it is lent to.
+    /// Per buffer: HOME, RETURNED, or the id of the operation it is lent to.
     holders: Box<[AtomicU64]>,
     /// Operations that use it and buffers that are lent, 32 bits each; RETIRED: freed by the program.
     use_word: AtomicU64,
@@ -140,8 +142,8 @@ impl Pool {
             return false;
         }
         let holder = self.holders[number].load(Ordering::Relaxed);
-        if holder == HOME
-            || self.holders[number].compare_exchange(holder, HOME, Ordering::AcqRel, Ordering::Relaxed).is_err()
+        if matches!(holder, HOME | RETURNED)
+            || self.holders[number].compare_exchange(holder, RETURNED, Ordering::AcqRel, Ordering::Relaxed).is_err()
         {
             return false;
         }
@@ -188,7 +190,9 @@ impl Pool {
 
     /// The next returned buffer, and the operation that had it.
     pub fn take_returned(&self) -> Option<(u32, u64)> {
-        self.returned.pop()
+        let (number, holder) = self.returned.pop()?;
+        self.holders[number as usize].store(HOME, Ordering::Release);
+        Some((number, holder))
     }
 
     /// How many buffers the program holds.
@@ -196,7 +200,7 @@ impl Pool {
         (self.use_word.load(Ordering::Relaxed) & (USER - 1)) as u32
     }
 
-    /// The pool has this buffer.
+    /// The pool has this buffer. One whose return was not taken in yet is not home: it will be, once.
     pub fn is_home(&self, number: u32) -> bool {
         self.holders[number as usize].load(Ordering::Acquire) == HOME
     }

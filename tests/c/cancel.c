@@ -111,6 +111,26 @@ TEST(an_operation_cancelled_twice_has_exactly_one_final_event) { /* hazards row 
     cancel_each(false, 3);
 }
 
+TEST_FOR(a_cancel_reaches_its_operation_at_any_moment_of_its_start, 60) { /* hazards row 5 */
+    upcall_loop *loop = new_loop();
+    upcall_op ops[32];
+    uint64_t seed = 12;
+    size_t n = make_waiting(ops);
+    for (int round = 0; round < 10000; round++) {
+        struct recorder rec = {0};
+        size_t which = chance(&seed) % (n + 10); /* accept on a blocking listener more often: it needs a thread */
+        upcall_id id = submit_one(loop, ops[which < n ? which : 10], &rec);
+        CHECK(upcall_poll(loop, 0) >= 0);
+        for (uint64_t spin = chance(&seed) % 20000; spin > 0; spin--)
+            __asm__ volatile("");
+        CHECK_EQ(upcall_cancel(loop, id), 0);
+        run_finals(loop, &rec, 1);
+        CHECK_EQ(final_of(&rec, id).result, -ECANCELED);
+        forget(&rec);
+    }
+    free_loop(loop);
+}
+
 TEST(a_cancelled_read_takes_nothing) { /* hazards row 6 */
     for (int which = 0; which < PAIRS; which++) {
         upcall_loop *loop = new_loop();

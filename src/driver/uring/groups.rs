@@ -96,12 +96,6 @@ impl Groups {
         let number = self.groups.iter().position(Option::is_none).unwrap_or(self.groups.len());
         if u16::try_from(number).is_ok_and(|number| self.register(ring, pool, number).is_ok()) {
             pool.inner().group = Some(number as u16);
-            // What has come back is home and is about to be refilled below: it must not be refilled again when it is taken in.
-            while let Some((buffer, _)) = pool.take_returned() {
-                if buffer >= pool.count {
-                    pool.inner().free.push(buffer);
-                }
-            }
             for buffer in (0..pool.count).filter(|&buffer| pool.is_home(buffer)) {
                 self.refill(pool, buffer);
             }
