@@ -1,6 +1,7 @@
 //! The configuration: defaults, limits, and which backend was asked for.
 
 use crate::abi::*;
+use crate::driver::uring::mask::Mask;
 use crate::op::Refusal;
 use crate::sys;
 
@@ -58,5 +59,13 @@ pub(crate) fn backend(config: &upcall_config) -> Result<upcall_backend, Refusal>
             );
             Err(Refusal { error: libc::EINVAL, text: text.into() })
         }
+    }
+}
+
+/// What the ring is not to use. A set-user-ID program has no mask.
+pub(crate) fn mask() -> Result<Mask, Refusal> {
+    match sys::environment(c"UPCALL_MASK") {
+        Some(text) if !sys::runs_with_raised_privilege() => Mask::parse(&String::from_utf8_lossy(&text)),
+        _ => Ok(Mask::none()),
     }
 }

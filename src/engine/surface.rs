@@ -50,15 +50,16 @@ impl Loop {
     pub fn create(wanted: &upcall_config) -> Result<Box<Loop>, Refusal> {
         config::check(wanted)?;
         let asked = config::backend(wanted)?;
+        let mask = config::mask()?;
         let error_of = |error: i32, text: &str| Refusal { error, text: text.to_owned().into() };
         let shared =
             Arc::new(Shared::new(wanted.max_operations).map_err(|error| error_of(error, "no memory or descriptors"))?);
         let mut reason = String::new();
         let mut ring = None;
         if asked != UPCALL_BACKEND_EPOLL {
-            match Uring::new(&shared, wanted.entries.next_power_of_two(), wanted.workers) {
+            match Uring::new(&shared, wanted.entries.next_power_of_two(), wanted.workers, mask) {
                 Ok(driver) => {
-                    reason = driver.setup_name().to_owned();
+                    reason = driver.setup_name();
                     ring = Some(driver);
                 }
                 Err(denied) if asked == UPCALL_BACKEND_IO_URING => return Err(error_of(denied.error, &denied.reason)),

@@ -15,7 +15,6 @@ struct Group {
 }
 
 /// The groups of one ring.
-#[derive(Default)]
 pub(crate) struct Groups {
     groups: Vec<Option<Group>>,
     /// The kernel has no buffer rings.
@@ -23,6 +22,11 @@ pub(crate) struct Groups {
 }
 
 impl Groups {
+    /// `refused`: as if the kernel had none.
+    pub fn new(refused: bool) -> Groups {
+        Groups { groups: Vec::new(), refused }
+    }
+
     /// Gives a pool's buffers to the kernel, if it takes them.
     pub fn offer(&mut self, ring: &IoUring, pool: &Arc<Pool>) {
         if self.refused || pool.inner().group.is_some() || pool.inner().refused {

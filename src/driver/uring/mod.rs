@@ -11,6 +11,7 @@
 //! Words in the shared queues are not trusted for indexing: an id is looked up, and one that is not in flight is ignored.
 
 mod groups;
+pub(crate) mod mask;
 mod queues;
 mod setup;
 
@@ -29,6 +30,7 @@ use crate::sys::ring::{self as calls};
 use groups::Groups;
 use io_uring::squeue::Entry;
 use io_uring::{IoUring, cqueue, opcode, types};
+use mask::{Feature, Mask};
 use queues::{Completion, OVERFLOW, Queues};
 pub(crate) use setup::Denied;
 use setup::Rung;
@@ -56,6 +58,7 @@ pub(crate) struct Uring {
     forms: [Option<RingForm>; KINDS],
     /// Kinds whose multishot form this kernel turned out to lack.
     single: [bool; KINDS],
+    mask: Mask,
     cancels: VecDeque<u64>,
     backlog: VecDeque<u64>,
     attempts: Attempts,
@@ -71,11 +74,12 @@ pub(crate) struct Uring {
 
 impl Uring {
     /// Makes a ring, or says why not.
-    pub fn new(shared: &Arc<Shared>, entries: u32, workers: u32) -> Result<Uring, Denied> {
-        let made = setup::make(entries, setup::LADDER[0])?;
+    pub fn new(shared: &Arc<Shared>, entries: u32, workers: u32, mask: Mask) -> Result<Uring, Denied> {
+        let made = setup::make(entries, setup::LADDER[0], &mask)?;
         let threads = Threads::new(shared.clone(), workers);
         let denied = |error: i32| Denied { error, reason: format!("io_uring: mmap: errno {error}") };
         let queues = Queues::new(&made.ring).map_err(denied)?;
+        let groups = Groups::new(mask.has(Feature::BufferRings));
         let mut driver = Uring {
             rung: made.rung,
             entries,
@@ -87,11 +91,12 @@ impl Uring {
             in_kernel: 0,
             native: [false; KINDS],
             forms: [None; KINDS],
-            single: [false; KINDS],
+            single: [mask.has(Feature::Multishot); KINDS],
+            mask,
             cancels: VecDeque::new(),
             backlog: VecDeque::new(),
             attempts: Attempts::new(threads),
-            groups: Groups::default(),
+            groups,
             shared: shared.clone(),
             wake_armed: false,
             adopted: false,
@@ -100,9 +105,9 @@ impl Uring {
             ring: made.ring,
         };
         for def in op::all() {
-            let native = def.opcode.is_some_and(|code| made.probe.is_supported(code));
+            let native = def.opcode.is_some_and(|code| made.probe.is_supported(code)) && !driver.mask.hides(def.kind);
             driver.native[def.kind as usize] = native;
-            if native && !def.is(op::POSITIONAL | op::PIPE_SIGNAL) {
+            if native && !def.is(op::POSITIONAL | op::PIPE_SIGNAL) && !driver.mask.refuses(def.kind) {
                 driver.forms[def.kind as usize] = def.ring;
             }
         }
@@ -110,21 +115,23 @@ impl Uring {
         Ok(driver)
     }
 
-    /// The rung of the setup ladder, for the reason text.
-    pub fn setup_name(&self) -> &'static str {
-        match self.rung {
+    /// The rung of the setup ladder and what is masked, for the reason text.
+    pub fn setup_name(&self) -> String {
+        let rung = match self.rung {
             Rung::DeferredNoArray | Rung::Deferred => "io_uring: DEFER_TASKRUN",
             Rung::Cooperative => "io_uring: COOP_TASKRUN",
             Rung::Plain => "io_uring: no task-run flags",
-        }
+        };
+        format!("{rung}{}", self.mask.reason())
     }
 
     /// Reads the new ring's parameters.
     fn settle_in(&mut self) {
         use std::os::fd::AsRawFd;
         let params = self.ring.params();
-        self.absolute_time = params.is_feature_min_timeout();
-        self.enter_flags = if params.is_feature_no_iowait() { calls::ENTER_NO_IOWAIT } else { 0 };
+        self.absolute_time = params.is_feature_min_timeout() && !self.mask.has(Feature::AbsoluteTimeout);
+        self.enter_flags =
+            if params.is_feature_no_iowait() && !self.mask.has(Feature::NoIowait) { calls::ENTER_NO_IOWAIT } else { 0 };
         self.enter_fd = self.ring.as_raw_fd();
         self.wake_armed = false;
     }
@@ -193,6 +200,10 @@ impl Uring {
         let kind = def.kind as usize;
         if !self.native[kind] {
             return false;
+        }
+        if self.mask.refuses(def.kind) {
+            self.queues.blank().write(mask::refused_entry());
+            return true;
         }
         let fd = core.slots[index].args.fd();
         // The ring ignores the offset on a stream; the attempt answers -ESPIPE.
@@ -450,14 +461,14 @@ impl Driver for Uring {
 
     fn release(&mut self, core: &mut Core) -> Result<(), i32> {
         // A ring belongs to the thread that enabled it; the next owner gets a new one.
-        let made = setup::make(self.entries, self.rung).map_err(|denied| denied.error)?;
+        let made = setup::make(self.entries, self.rung, &self.mask).map_err(|denied| denied.error)?;
         let pools = self.groups.take_pools();
         self.queues = Queues::new(&made.ring)?;
         self.ring = made.ring;
         self.rung = made.rung;
         self.adopted = false;
         self.settle_in();
-        self.groups = Groups::default();
+        self.groups = Groups::new(self.mask.has(Feature::BufferRings));
         for pool in pools {
             self.groups.offer_again(&self.ring, &pool);
         }

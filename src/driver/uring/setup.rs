@@ -1,11 +1,12 @@
 //! Making a ring: the ladder of setup flags, the probe, and a test with real operations. A ring that fails any of it is
 //! refused with a reason that can be read; sandboxes deny some of the calls and not others.
 
+use super::mask::{Feature, Mask};
 use crate::sys;
 use io_uring::{IoUring, Probe, opcode, types};
 
-/// Which flags the kernel took. Every rung has the same results; upper ones cost less.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// Which flags the kernel took, best first. Every rung has the same results; upper ones cost less.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Debug)]
 pub(crate) enum Rung {
     /// Completions are made on the owner thread, when it asks (Linux 6.1), without the index array (6.6).
     DeferredNoArray,
@@ -64,12 +65,11 @@ impl Rung {
     }
 }
 
-/// Makes the loop's ring, starting at a rung of the ladder.
-pub(crate) fn make(entries: u32, from: Rung) -> Result<Made, Denied> {
-    let first = LADDER.iter().position(|&rung| rung == from).unwrap_or(0);
+/// Makes the loop's ring, on the best rung of the ladder that the kernel and the mask allow, at or below `from`.
+pub(crate) fn make(entries: u32, from: Rung, mask: &Mask) -> Result<Made, Denied> {
     let mut refused = Denied { error: libc::EINVAL, reason: "io_uring_setup: EINVAL".to_owned() };
-    for &rung in &LADDER[first..] {
-        match make_rung(entries, rung) {
+    for rung in mask.ladder().filter(|&rung| rung >= from) {
+        match make_rung(entries, rung, mask) {
             Ok(made) => return Ok(made),
             Err(denied) if denied.error == libc::EINVAL => refused = denied,
             Err(denied) => return Err(denied),
@@ -78,7 +78,7 @@ pub(crate) fn make(entries: u32, from: Rung) -> Result<Made, Denied> {
     Err(refused)
 }
 
-fn make_rung(entries: u32, rung: Rung) -> Result<Made, Denied> {
+fn make_rung(entries: u32, rung: Rung, mask: &Mask) -> Result<Made, Denied> {
     // The kernel may still be giving back the memory of a ring closed just before, and may charge it to the user's
     // RLIMIT_MEMLOCK (measured: up to 29 ms): try again, then smaller.
     let mut entries = entries;
@@ -103,7 +103,7 @@ fn make_rung(entries: u32, rung: Rung) -> Result<Made, Denied> {
         (params.is_feature_submit_stable(), "SUBMIT_STABLE"),
         (params.is_feature_rw_cur_pos(), "RW_CUR_POS"),
         (params.is_feature_fast_poll(), "FAST_POLL"),
-        (params.is_feature_ext_arg(), "EXT_ARG"),
+        (params.is_feature_ext_arg() && !mask.has(Feature::ExtArg), "EXT_ARG"),
     ];
     if let Some((_, name)) = lacks.iter().find(|(has, _)| !has) {
         return Err(Denied { error: libc::EOPNOTSUPP, reason: format!("io_uring: this kernel lacks {name}") });
