@@ -53,14 +53,14 @@ fn attempt_poll(args: &mut Args) -> Decision {
 /// for the next change.
 fn amend_poll(args: &mut Args, result: i64) -> Option<Decision> {
     let told = args.arg as i64 | i64::from(libc::POLLERR | libc::POLLHUP);
-    if result < 0 || result & !told == 0 {
+    if result < 0 {
         return None;
     }
-    if result & told != 0 {
-        return Some(Decision::Done(result & told));
-    }
     args.stage = REPORTED;
-    Some(Decision::Wait(args.arg))
+    if result & !told == 0 {
+        return None;
+    }
+    Some(if result & told != 0 { Decision::Done(result & told) } else { Decision::Wait(args.arg) })
 }
 
 pub(super) const OPS: &[OpDef] = &[

@@ -647,10 +647,13 @@ TEST(a_poll_for_pollrdnorm_is_answered) {
 
 TEST(a_poll_that_nothing_answers_costs_no_processor_time) {
     int file = temp_file(10), null = open("/dev/null", O_RDWR | O_CLOEXEC);
+    int hung_up[2];
+    tcp_pair(hung_up);
+    CHECK(shutdown(hung_up[1], SHUT_WR) == 0);
     struct {
         int fd;
         uint32_t events;
-    } cases[] = {{file, POLLPRI}, {file, 0}, {null, POLLPRI}};
+    } cases[] = {{file, POLLPRI}, {file, 0}, {null, POLLPRI}, {hung_up[0], POLLPRI}};
     for (size_t i = 0; i < COUNT_OF(cases); i++) {
         upcall_loop *loop = new_loop();
         struct recorder rec = {0};
@@ -667,6 +670,7 @@ TEST(a_poll_that_nothing_answers_costs_no_processor_time) {
     }
     close(file);
     close(null);
+    close_pair(hung_up);
 }
 
 static size_t reap_some(upcall_loop *loop) {

@@ -259,6 +259,10 @@ impl Uring {
                 return outcome;
             }
             let Some(index) = self.attempts.pop(core) else { return Outcome::NONE };
+            // A one-shot poll sees levels only, and this one was reported: look again a little later.
+            if core.def(index).is(op::EDGE) && core.slots[index].args.stage != 0 {
+                return Outcome::postponed(index);
+            }
             match self.attempts.attempt(core, index) {
                 Step::Out(outcome) => return outcome,
                 Step::Wait(events) => self.wait(core, index, events),
@@ -279,8 +283,6 @@ impl Uring {
     /// Waits until the operation's descriptor shows one of `events`.
     fn wait(&mut self, core: &mut Core, index: u32, events: u32) {
         let slot = &core.slots[index];
-        let edge = core.def(index).is(op::EDGE) && slot.args.stage != 0;
-        let events = if edge { events | libc::EPOLLET as u32 } else { events };
         let entry = opcode::PollAdd::new(types::Fd(slot.args.fd()), events).build();
         match self.push(core, entry, slot.id()) {
             Some(position) => {
@@ -396,6 +398,7 @@ impl Uring {
             }
             return match self.attempts.decide(core, index, decision, None) {
                 Step::Out(amended) => amended.with_more(outcome.more()),
+                Step::Wait(_) if def.is(op::EDGE) => Outcome::postponed(index),
                 Step::Wait(events) => {
                     self.wait(core, index, events);
                     Outcome::NONE
@@ -510,10 +513,6 @@ impl Driver for Uring {
     }
 
     fn start_by_attempt(&mut self, core: &mut Core, index: u32) {
-        if core.slots[index].args.stage != 0 && core.def(index).is(op::EDGE) {
-            let events = core.slots[index].args.arg;
-            return self.wait(core, index, events);
-        }
         self.attempts.push(core, index);
     }
 
