@@ -49,6 +49,11 @@ impl Attempts {
         self.budget = self.queue.len();
     }
 
+    /// One more may be attempted in this turn: it was ready when the turn ended.
+    pub fn extend_turn(&mut self) {
+        self.budget += 1;
+    }
+
     /// The next operation to attempt in this turn.
     pub fn pop(&mut self, core: &mut Core) -> Option<u32> {
         while self.budget > 0 {

@@ -151,9 +151,9 @@ impl<D: Driver> Engine<D> {
             libc::EINTR => self.driver.start(&mut self.core, index),
             // Nobody asked: the kernel could not make a worker (RLIMIT_NPROC), and nothing was done.
             libc::ECANCELED if !stopping => self.driver.start_by_attempt(&mut self.core, index),
-            // A refusal may be a lack of support in this kernel: the other way tells.
+            // A refusal may be a lack of support in this kernel: the other way tells, also of one that was asked to end.
             libc::EINVAL | libc::EOPNOTSUPP | libc::ENOSYS
-                if native && !stopping && !self.core.slots[index].has(bits::RETRIED) =>
+                if native && !self.core.slots[index].has(bits::RETRIED) =>
             {
                 self.core.slots[index].bits |= bits::RETRIED;
                 self.driver.start_by_attempt(&mut self.core, index);
@@ -182,6 +182,9 @@ impl<D: Driver> Engine<D> {
                 return Some(self.conclude(index, -i64::from(libc::ECANCELED), None));
             }
             self.core.counters().rearms.add(1);
+            if let Some(side) = self.core.side_of(index) {
+                side.backoff_ns = 0;
+            }
             self.driver.start(&mut self.core, index);
             return None;
         }

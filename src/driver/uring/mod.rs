@@ -375,11 +375,13 @@ impl Uring {
             if outcome.result == -i64::from(libc::ECANCELED) && slot.has(bits::ASKED | bits::EXPIRED) {
                 return outcome;
             }
-            if outcome.result >= 0 {
+            // The ring also wakes for POLLRDHUP, asked or not: where only that was seen, waiting again would not wait.
+            if outcome.result >= 0 && outcome.result != i64::from(libc::POLLRDHUP) {
                 self.attempts.push(core, index);
+                self.attempts.extend_turn();
                 return Outcome::NONE;
             }
-            // It cannot be watched: if the attempt would wait again, it is made again after a while.
+            // Or it cannot be watched. If the attempt would wait again, it is made again after a while.
             return match self.attempts.attempt(core, index) {
                 Step::Out(outcome) => outcome,
                 Step::Wait(_) => Outcome::postponed(index),
