@@ -582,6 +582,26 @@ typedef struct upcall_msg {
  */
 #define UPCALL_OP_SLEEP_UNTIL 65
 
+/**
+ * Kind of upcall_op_splice().
+ */
+#define UPCALL_OP_SPLICE 6
+
+/**
+ * Kind of upcall_op_tee().
+ */
+#define UPCALL_OP_TEE 7
+
+/**
+ * Kind of upcall_op_copy_range().
+ */
+#define UPCALL_OP_COPY_RANGE 19
+
+/**
+ * Kind of upcall_op_sendfile().
+ */
+#define UPCALL_OP_SENDFILE 34
+
 #ifdef __cplusplus
 extern "C" {
 #endif // __cplusplus
@@ -1044,6 +1064,53 @@ struct upcall_op upcall_op_sleep(uint64_t ns);
  * @brief Ends when CLOCK_MONOTONIC reaches `monotonic_ns` (see upcall_now()), never early: result 0. Since 0.1.
  */
 struct upcall_op upcall_op_sleep_until(uint64_t monotonic_ns);
+
+/**
+ * @brief splice(2): moves up to `len` bytes from `in` to `out`, one of which must be a pipe.
+ *
+ * `off_in`, `off_out`: where to read and write, with -1 at the descriptor's own position, which is the only way for pipes and
+ * sockets (-ESPIPE otherwise). `flags`: SPLICE_F_MOVE, SPLICE_F_MORE; not SPLICE_F_NONBLOCK, an operation waits. Result:
+ * bytes moved, 0 at the end of `in`. UPCALL_FULL moves all of `len`. Closing or cancelling either descriptor by the loop ends
+ * the operation. Operations from the same `in` run one at a time, in submission order. Never raises SIGPIPE. Since 0.1.
+ */
+struct upcall_op upcall_op_splice(int32_t in,
+                                  int64_t off_in,
+                                  int32_t out,
+                                  int64_t off_out,
+                                  size_t len,
+                                  uint32_t flags);
+
+/**
+ * @brief tee(2): copies up to `len` bytes from one pipe to another without consuming them.
+ *
+ * `flags` as for upcall_op_splice(). Result: bytes copied, 0 when `in` has no writers and no data. Since 0.1.
+ */
+struct upcall_op upcall_op_tee(int32_t in, int32_t out, size_t len, uint32_t flags);
+
+/**
+ * @brief sendfile(2): moves up to `len` bytes from `offset` of the file `in` to `out`, usually a socket.
+ *
+ * `offset`: -1 for the file's own position. Result: bytes moved, 0 at the end of the file. UPCALL_FULL moves all of `len`.
+ * A socket opened with SOCK_NONBLOCK is cheaper: a blocking one costs a thread while its peer does not read. Otherwise as
+ * upcall_op_splice(). Since 0.1.
+ */
+struct upcall_op upcall_op_sendfile(int32_t out,
+                                    int32_t in,
+                                    int64_t offset,
+                                    size_t len);
+
+/**
+ * @brief copy_file_range(2): copies up to `len` bytes from one file to another, sharing blocks where the filesystem can.
+ *
+ * `off_in`, `off_out`: where to read and write, -1 for the file's own position; `flags` must be 0. Result: bytes copied, 0 at
+ * the end of `in`. UPCALL_FULL copies all of `len`. Once started it cannot be cancelled. Since 0.1.
+ */
+struct upcall_op upcall_op_copy_range(int32_t in,
+                                      int64_t off_in,
+                                      int32_t out,
+                                      int64_t off_out,
+                                      size_t len,
+                                      uint32_t flags);
 
 #ifdef __cplusplus
 }  // extern "C"

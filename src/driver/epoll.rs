@@ -74,6 +74,9 @@ impl Epoll {
 
     /// The operation waits until its descriptor shows one of `events`; where that cannot be watched, for a while.
     fn wait(&mut self, core: &mut Core, index: u32, events: u32) -> Outcome {
+        if events & op::SECOND != 0 {
+            return self.wait_second(core, index, events);
+        }
         let fd = core.slots[index].args.fd();
         if core.descriptors.get(fd).is_some_and(|descriptor| descriptor.interest & UNWATCHED != 0) {
             return Outcome::postponed(index);
@@ -89,6 +92,37 @@ impl Epoll {
         Outcome::NONE
     }
 
+    /// As [`Epoll::wait`], on the second descriptor. Trust is built on the lists of first descriptors, so each such wait
+    /// makes the registration true itself; that also reports readiness that was missed.
+    fn wait_second(&mut self, core: &mut Core, index: u32, events: u32) -> Outcome {
+        let fd = core.slots[index].args.fd2();
+        if !self.register(core, fd) {
+            return Outcome::postponed(index);
+        }
+        core.slots[index].rung = rung::WAITING;
+        core.slots[index].next = events;
+        Outcome::NONE
+    }
+
+    /// Makes a descriptor's registration true.
+    fn register(&mut self, core: &mut Core, fd: i32) -> bool {
+        let known = core.descriptors.entry(fd).is_some_and(|descriptor| descriptor.interest & REGISTERED != 0);
+        let (first, second) = match known {
+            true => (libc::EPOLL_CTL_MOD, libc::EPOLL_CTL_ADD),
+            false => (libc::EPOLL_CTL_ADD, libc::EPOLL_CTL_MOD),
+        };
+        core.counters().system_calls.add(1);
+        let mut answer = sys::epoll_ctl(self.epoll, first, fd, ALL_EVENTS, fd as u64);
+        if matches!(-answer as i32, libc::ENOENT | libc::EEXIST) {
+            core.counters().system_calls.add(1);
+            answer = sys::epoll_ctl(self.epoll, second, fd, ALL_EVENTS, fd as u64);
+        }
+        if let (0, Some(descriptor)) = (answer, core.descriptors.get(fd)) {
+            descriptor.interest |= REGISTERED;
+        }
+        answer == 0
+    }
+
     /// Makes every suspect's registration true.
     fn verify(&mut self, core: &mut Core) {
         self.turns_since_verified = 0;
@@ -99,21 +133,11 @@ impl Epoll {
             if descriptor.interest & SUSPECT == 0 || descriptor.head == NONE {
                 continue;
             }
-            let known = descriptor.interest & REGISTERED != 0;
-            let (first, second) = match known {
-                true => (libc::EPOLL_CTL_MOD, libc::EPOLL_CTL_ADD),
-                false => (libc::EPOLL_CTL_ADD, libc::EPOLL_CTL_MOD),
-            };
-            core.counters().system_calls.add(1);
-            let mut answer = sys::epoll_ctl(self.epoll, first, fd, ALL_EVENTS, fd as u64);
-            if matches!(-answer as i32, libc::ENOENT | libc::EEXIST) {
-                core.counters().system_calls.add(1);
-                answer = sys::epoll_ctl(self.epoll, second, fd, ALL_EVENTS, fd as u64);
-            }
+            let registered = self.register(core, fd);
             if let Some(descriptor) = core.descriptors.get(fd) {
-                descriptor.interest = if answer == 0 { REGISTERED | TRUSTED } else { UNWATCHED };
+                descriptor.interest = if registered { REGISTERED | TRUSTED } else { UNWATCHED };
             }
-            if answer != 0 {
+            if !registered {
                 // It cannot be waited for. The next attempts say what there is to say, with pauses between them.
                 self.ready(core, fd, u32::MAX);
             }
@@ -127,10 +151,19 @@ impl Epoll {
         while index != NONE {
             let slot = &core.slots[index];
             let next = slot.fd_next;
-            if slot.rung == rung::WAITING && (slot.next | ALWAYS) & seen != 0 {
+            let on_first = slot.next & op::SECOND == 0;
+            if slot.rung == rung::WAITING && on_first && (slot.next | ALWAYS) & seen != 0 {
                 self.attempts.push(core, index);
             }
             index = next;
+        }
+        for id in core.shared.seconds.on(fd) {
+            let Some(index) = core.slots.find(id) else { continue };
+            let slot = &core.slots[index];
+            let on_second = slot.next & op::SECOND != 0;
+            if slot.rung == rung::WAITING && on_second && (slot.next | ALWAYS) & seen != 0 {
+                self.attempts.push(core, index);
+            }
         }
     }
 

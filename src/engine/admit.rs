@@ -53,7 +53,7 @@ static BITS: [u16; op::KINDS] = {
         if def.is(op::MOVES) {
             table[kind] |= bits::MOVES;
         }
-        if def.is(op::TIMER | op::CLOSES | op::CURSOR | op::AMENDS_ALL) {
+        if def.is(op::TIMER | op::CLOSES | op::CURSOR | op::AMENDS_ALL | op::TWO_FDS) {
             table[kind] |= bits::SPECIAL;
         }
         kind += 1;
@@ -240,6 +240,9 @@ impl<D: Driver> Engine<D> {
             if listed && self.core.descriptors.is_closing(operation.fd) {
                 set |= bits::SPECIAL;
             }
+            if def.is(op::TWO_FDS) {
+                self.core.shared.seconds.insert(operation.arg2 as i32, self.core.slots[index].id());
+            }
         }
         let slot = &mut self.core.slots[index];
         slot.callback = operation.callback;
@@ -361,6 +364,13 @@ impl<D: Driver> Engine<D> {
                 self.core.slots[index].bits |= bits::LISTED;
             }
         }
+        if def.is(op::TWO_FDS) {
+            let second = self.core.slots[index].args.fd2();
+            if second < 0 || self.core.descriptors.is_closing(second) {
+                return self.finish(index, -i64::from(libc::EBADF));
+            }
+            self.core.shared.seconds.insert(second, self.core.slots[index].id());
+        }
         if def.is(op::CLOSES) {
             return self.start_close(index);
         }
@@ -425,7 +435,7 @@ impl<D: Driver> Engine<D> {
     /// Asks the descriptor's other operations to end; closes when they have.
     fn start_close(&mut self, index: u32) {
         let fd = self.core.slots[index].args.fd();
-        let others = self.core.descriptors.operations(&self.core.slots, fd);
+        let others = self.core.operations(fd);
         if others.len() <= 1 {
             return self.hand_over_close(index);
         }
@@ -439,7 +449,7 @@ impl<D: Driver> Engine<D> {
             }
         }
         // What is left in the list has been asked; if nothing is, the close begins with the next turn.
-        if self.core.descriptors.operations(&self.core.slots, fd).len() == 1 {
+        if self.core.operations(fd).len() == 1 {
             let id = self.core.slots[index].id();
             self.closers.push(id);
         }
@@ -471,8 +481,7 @@ impl<D: Driver> Engine<D> {
         };
         let after = self.core.slots[other].state == State::Parked && theirs.0 == mine.0 && theirs.1 > mine.1;
         if after {
-            self.core.descriptors.unlink(&mut self.core.slots, other);
-            self.core.slots[other].bits &= !bits::LISTED;
+            self.core.unlist(other);
         }
         after
     }
@@ -555,7 +564,7 @@ impl<D: Driver> Engine<D> {
         if fd < 0 {
             return 0;
         }
-        let found = self.core.descriptors.operations(&self.core.slots, fd);
+        let found = self.core.operations(fd);
         self.cancel_each(found)
     }
 

@@ -2,7 +2,7 @@
 
 use super::descriptors::Descriptors;
 use super::shared::{Counters, Shared};
-use super::slot::{NONE, Slot, Slots, bits};
+use super::slot::{NONE, Slot, Slots, State, bits};
 use crate::op::side::Side;
 use crate::op::{self, OpDef};
 use std::sync::Arc;
@@ -56,6 +56,40 @@ impl Core {
         (&mut self.slots[index], (side != NONE).then(|| self.sides.get(side)))
     }
 
+    /// The operations on a descriptor that the engine knows of, those that have it as their second one last.
+    pub fn operations(&mut self, fd: i32) -> Vec<u32> {
+        let mut found = self.descriptors.operations(&self.slots, fd);
+        for id in self.shared.seconds.on(fd) {
+            if let Some(index) = self.slots.find(id)
+                && self.slots[index].state != State::Inbox
+                && self.slots[index].args.fd() != fd
+            {
+                found.push(index);
+            }
+        }
+        found
+    }
+
+    /// Takes an operation out of the lists of its descriptors. The descriptors on which only a waiting close is left.
+    pub fn unlist(&mut self, index: u32) -> [Option<i32>; 2] {
+        let mut clear = [None; 2];
+        let (fd, second) = (self.slots[index].args.fd(), self.slots[index].args.fd2());
+        if self.slots[index].has(bits::LISTED) {
+            self.slots[index].bits &= !bits::LISTED;
+            if self.descriptors.unlink(&mut self.slots, index) && self.shared.seconds.on(fd).is_empty() {
+                clear[0] = Some(fd);
+            }
+        }
+        if self.def(index).is(op::TWO_FDS)
+            && self.shared.seconds.remove(second, self.slots[index].id())
+            && self.descriptors.is_closing(second)
+            && self.operations(second).len() == 1
+        {
+            clear[1] = Some(second);
+        }
+        clear
+    }
+
     /// Bytes the operation still has to move.
     pub fn left(&mut self, index: u32) -> u64 {
         if self.def(index).is(op::VECTOR) {
@@ -89,6 +123,13 @@ impl Core {
         }
         if def.is(op::POSITIONAL) {
             slot.args.offset = slot.args.offset.wrapping_add(count);
+        }
+        if def.is(op::TWO_FDS) {
+            for offset in [&mut slot.args.offset, &mut slot.args.offset2] {
+                if *offset != op::CURRENT {
+                    *offset += count;
+                }
+            }
         }
     }
 }

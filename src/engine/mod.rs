@@ -16,6 +16,7 @@ pub(crate) mod embed;
 mod fabricated;
 pub(crate) mod group;
 pub(crate) mod owner;
+pub(crate) mod seconds;
 pub(crate) mod settle;
 pub(crate) mod shared;
 pub(crate) mod slot;

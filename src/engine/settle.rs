@@ -152,9 +152,7 @@ impl<D: Driver> Engine<D> {
             // Nobody asked: the kernel could not make a worker (RLIMIT_NPROC), and nothing was done.
             libc::ECANCELED if !stopping => self.driver.start_by_attempt(&mut self.core, index),
             // A refusal may be a lack of support in this kernel: the other way tells, also of one that was asked to end.
-            libc::EINVAL | libc::EOPNOTSUPP | libc::ENOSYS
-                if native && !self.core.slots[index].has(bits::RETRIED) =>
-            {
+            libc::EINVAL | libc::EOPNOTSUPP | libc::ENOSYS if native && !self.core.slots[index].has(bits::RETRIED) => {
                 self.core.slots[index].bits |= bits::RETRIED;
                 self.driver.start_by_attempt(&mut self.core, index);
             }
@@ -553,8 +551,8 @@ impl<D: Driver> Engine<D> {
         } else {
             self.core.counters().native.add(1);
         }
-        if set & bits::LISTED != 0 && self.core.descriptors.unlink(&mut self.core.slots, index) {
-            self.note_closer(index);
+        if set & (bits::LISTED | bits::SPECIAL) != 0 {
+            self.leave_descriptors(index, set);
         }
         self.in_flight -= 1;
         let slot = &mut self.core.slots[index];
@@ -619,10 +617,22 @@ impl<D: Driver> Engine<D> {
         }
     }
 
+    #[inline(always)]
+    fn leave_descriptors(&mut self, index: u32, set: u16) {
+        if set & bits::SPECIAL != 0 {
+            let clear = self.core.unlist(index);
+            clear.into_iter().flatten().for_each(|fd| self.note_closer(fd));
+        } else if self.core.descriptors.unlink(&mut self.core.slots, index) {
+            let fd = self.core.slots[index].args.fd();
+            if self.core.shared.seconds.on(fd).is_empty() {
+                self.note_closer(fd);
+            }
+        }
+    }
+
     /// The last operation before a waiting close has its final event: the close begins after its delivery.
     #[cold]
-    fn note_closer(&mut self, index: u32) {
-        let fd = self.core.slots[index].args.fd();
+    fn note_closer(&mut self, fd: i32) {
         if let Some(descriptor) = self.core.descriptors.get(fd) {
             let id = self.core.slots[descriptor.closer].id();
             self.closers.push(id);

@@ -104,6 +104,8 @@ pub(crate) struct Shared {
     page: &'static AtomicU64,
     owner: AtomicUsize,
     sleep: AtomicU32,
+    /// Operations by their second descriptor.
+    pub seconds: super::seconds::Seconds,
     /// Ends the current or next run.
     pub stopped: AtomicBool,
     /// Ends the wait of a poll.
@@ -141,6 +143,7 @@ impl Shared {
             page: sys::fork::page(),
             owner: AtomicUsize::new(NOBODY),
             sleep: AtomicU32::new(AWAKE),
+            seconds: super::seconds::Seconds::default(),
             stopped: AtomicBool::new(false),
             nudged: AtomicBool::new(false),
             closing: AtomicBool::new(false),

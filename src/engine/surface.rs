@@ -225,6 +225,9 @@ impl Loop {
             return Err(Refusal { error: libc::EAGAIN, text: "config.max_operations are in flight".into() });
         };
         one.id = self.shared.table.open_foreign(index, operation.fd);
+        if def.is(op::TWO_FDS) {
+            self.shared.seconds.insert(operation.arg2 as i32, one.id);
+        }
         Ok(one)
     }
 
@@ -237,6 +240,7 @@ impl Loop {
     fn take_back(&self, mut one: Accepted) {
         self.leave_pool(&mut one);
         let index = index_of(one.id);
+        self.shared.seconds.remove(one.args.fd2(), one.id);
         if self.shared.table.shut_foreign(index) {
             self.shared.put_back_foreign(index);
         }
@@ -281,7 +285,13 @@ impl Loop {
     }
 
     fn cancel_from_outside(&self, fd: Option<i32>) -> i32 {
-        let ids = self.shared.table.ids_in_flight(fd);
+        let mut ids = self.shared.table.ids_in_flight(fd);
+        if let Some(fd) = fd {
+            let seconds = self.shared.seconds.on(fd);
+            ids.extend(seconds.into_iter().filter(|id| self.shared.table.is_in_flight(*id)));
+            ids.sort_unstable();
+            ids.dedup();
+        }
         for &id in &ids {
             self.shared.tell(Message::Cancel(id));
         }

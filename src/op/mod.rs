@@ -12,6 +12,7 @@ mod readiness;
 mod socket;
 mod stream;
 mod time;
+mod transfer;
 
 pub(crate) mod side;
 
@@ -61,6 +62,12 @@ impl Args {
         Args { fd_word: AtomicI32::new(self.fd()), ..*self }
     }
 
+    /// The second descriptor, of an operation that has two.
+    #[inline(always)]
+    pub fn fd2(&self) -> i32 {
+        self.arg2 as i32
+    }
+
     /// The length one call may ask for (read(2): at most 0x7ffff000 bytes are transferred).
     #[inline(always)]
     pub fn call_len(&self) -> u32 {
@@ -80,6 +87,9 @@ impl Args {
 
 /// read(2): the most that one call transfers on Linux.
 pub(crate) const MAX_RW_COUNT: u64 = 0x7fff_f000;
+
+/// In [`Decision::Wait`]: the events are those of the second descriptor.
+pub(crate) const SECOND: u32 = 1 << 30;
 
 /// What a non-blocking attempt answers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -142,6 +152,8 @@ pub(crate) const EDGE: Facts = 1 << 19;
 pub(crate) const AMENDS_ALL: Facts = 1 << 20;
 /// Has no arguments.
 pub(crate) const NO_ARGS: Facts = 1 << 21;
+/// `arg2` is a second descriptor, and `offset` and `offset2`, unless they are [`CURRENT`], advance with progress.
+pub(crate) const TWO_FDS: Facts = 1 << 22;
 /// A write whose reader may be gone: the ring would raise SIGPIPE.
 pub(crate) const PIPE_SIGNAL: Facts = 1 << 18;
 
@@ -150,6 +162,9 @@ pub(crate) type RingForm = fn(&Args, &mut std::mem::MaybeUninit<Entry>);
 
 /// Makes the entry that lets the kernel pick from a buffer group, perhaps as a multishot, where there is one.
 pub(crate) type LentForm = fn(&Args, u16, bool) -> Option<Entry>;
+
+/// An offset that says "at the descriptor's own position".
+pub(crate) const CURRENT: u64 = u64::MAX;
 
 /// A [`RingForm`] from an expression that makes the entry.
 macro_rules! form {
@@ -244,8 +259,8 @@ pub(crate) const KINDS: usize = 128;
 const _: () = assert!(size_of::<OpDef>() == 128);
 
 static CATALOGUE: [OpDef; KINDS] = {
-    let families: [&[OpDef]; 7] =
-        [stream::OPS, file::OPS, path::OPS, socket::OPS, readiness::OPS, time::OPS, compute::OPS];
+    let families: [&[OpDef]; 8] =
+        [stream::OPS, file::OPS, path::OPS, socket::OPS, readiness::OPS, time::OPS, compute::OPS, transfer::OPS];
     let mut table = [OpDef::BASE; KINDS];
     let mut family = 0;
     while family < families.len() {

@@ -53,9 +53,6 @@ pub extern "C" fn upcall_op_writev(fd: i32, iov: *const libc::iovec, n: usize) -
     upcall_op { fd, addr: iov as u64, len: n as u64, ..blank(UPCALL_OP_WRITEV) }
 }
 
-/// "At the descriptor's own position".
-const CURRENT: u64 = u64::MAX;
-
 /// Asks the kernel not to wait, and where it cannot be asked, how to go on.
 pub(super) fn without_waiting(args: &mut Args, inward: bool, iov: *const libc::iovec, count: usize) -> Decision {
     let fd = args.fd();

@@ -62,9 +62,36 @@ call! {
     recvmsg(fd: i32, msg: *mut msghdr, flags: i32) = libc::recvmsg(fd, msg, flags) as i64;
     sendmsg(fd: i32, msg: *const msghdr, flags: i32) = libc::sendmsg(fd, msg, flags) as i64;
     shutdown(fd: i32, how: i32) = libc::shutdown(fd, how);
+    tee(from: i32, to: i32, len: usize, flags: u32) = libc::tee(from, to, len, flags) as i64;
     eventfd() = libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK);
     epoll_create() = libc::epoll_create1(libc::EPOLL_CLOEXEC);
     timerfd_create() = libc::timerfd_create(libc::CLOCK_MONOTONIC, libc::TFD_CLOEXEC | libc::TFD_NONBLOCK);
+}
+
+/// The address of an offset, or NULL for the descriptor's own position.
+fn offset_of(offset: &mut Option<i64>) -> *mut i64 {
+    offset.as_mut().map_or(std::ptr::null_mut(), std::ptr::from_mut)
+}
+
+/// splice(2); None: at the descriptor's own position.
+pub(crate) fn splice(from: i32, at: Option<i64>, to: i32, at_out: Option<i64>, len: usize, flags: u32) -> i64 {
+    let (mut at, mut at_out) = (at, at_out);
+    // SAFETY: the offsets live across the call.
+    answer(unsafe { libc::splice(from, offset_of(&mut at), to, offset_of(&mut at_out), len, flags) } as i64)
+}
+
+/// copy_file_range(2); None: at the descriptor's own position.
+pub(crate) fn copy_file_range(from: i32, at: Option<i64>, to: i32, at_out: Option<i64>, len: usize, flags: u32) -> i64 {
+    let (mut at, mut at_out) = (at, at_out);
+    // SAFETY: the offsets live across the call.
+    answer(unsafe { libc::copy_file_range(from, offset_of(&mut at), to, offset_of(&mut at_out), len, flags) } as i64)
+}
+
+/// sendfile(2); None: at the file's own position.
+pub(crate) fn sendfile(to: i32, from: i32, at: Option<i64>, len: usize) -> i64 {
+    let mut at = at;
+    // SAFETY: the offset lives across the call.
+    answer(unsafe { libc::sendfile(to, from, offset_of(&mut at), len) } as i64)
 }
 
 /// epoll_ctl(2) with `data` as the event's 64 bits.
@@ -179,6 +206,10 @@ pub(crate) fn kind_of(fd: i32) -> Kind {
 
 pub(crate) fn is_file(fd: i32) -> bool {
     kind_of(fd) == Kind::File
+}
+
+pub(crate) fn is_pipe(fd: i32) -> bool {
+    mode_of(fd) == Ok(libc::S_IFIFO)
 }
 
 /// Whether positional I/O makes sense: a stream answers ESPIPE.

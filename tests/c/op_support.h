@@ -330,7 +330,7 @@ HELPER void ends_with_at(struct place at, upcall_loop *loop, upcall_op op, int64
 
 struct scene {
     const struct subject *subject;
-    int fd, peer, extra; /* what the operation works on, its other side, one more; -1: none. Closed at the end. */
+    int fd, peer, extra, far; /* what the operation works on, its other side, two more; -1: none. Closed at the end. */
     int status;          /* of fd, as fcntl(F_GETFL) said before */
     bool in_scratch;
     size_t filled;
@@ -359,7 +359,7 @@ HELPER struct scene *set_scene(const struct subject *subject, bool nonblocking) 
     struct scene *scene = calloc(1, sizeof *scene);
     CHECK(scene != NULL);
     scene->subject = subject;
-    scene->fd = scene->peer = scene->extra = -1;
+    scene->fd = scene->peer = scene->extra = scene->far = -1;
     memset(scene->data, 0xee, sizeof scene->data);
     memset(scene->control, 0xee, sizeof scene->control);
     subject->set_up(scene);
@@ -373,7 +373,7 @@ HELPER struct scene *set_scene(const struct subject *subject, bool nonblocking) 
 }
 
 HELPER int scene_fds(const struct scene *scene) {
-    return (scene->fd >= 0) + (scene->peer >= 0) + (scene->extra >= 0);
+    return (scene->fd >= 0) + (scene->peer >= 0) + (scene->extra >= 0) + (scene->far >= 0);
 }
 
 /* The library never changes O_NONBLOCK (guarantee 5, hazard 19): checked at the end of every scene. */
@@ -386,6 +386,8 @@ HELPER void clear_scene(struct scene *scene) {
         close(scene->peer);
     if (scene->extra >= 0)
         close(scene->extra);
+    if (scene->far >= 0)
+        close(scene->far);
     if (scene->in_scratch)
         leave_scratch();
     free(scene);

@@ -283,7 +283,8 @@ impl Uring {
     /// Waits until the operation's descriptor shows one of `events`.
     fn wait(&mut self, core: &mut Core, index: u32, events: u32) {
         let slot = &core.slots[index];
-        let entry = opcode::PollAdd::new(types::Fd(slot.args.fd()), events).build();
+        let fd = if events & op::SECOND == 0 { slot.args.fd() } else { slot.args.fd2() };
+        let entry = opcode::PollAdd::new(types::Fd(fd), events & !op::SECOND).build();
         match self.push(core, entry, slot.id()) {
             Some(position) => {
                 let slot = &mut core.slots[index];

@@ -1,0 +1,206 @@
+//! Moving data from one descriptor to another without it passing through the program's memory.
+//!
+//! None has a native form. The ring gives every splice and tee to a kernel worker, which then waits inside the call: a worker
+//! for each idle one, and two thread switches for each that is ready. Asking both ends and calling at once is quicker and is
+//! the same on both backends.
+
+use super::*;
+use crate::sys;
+
+/// Kind of upcall_op_splice().
+pub const UPCALL_OP_SPLICE: upcall_kind = 6;
+/// Kind of upcall_op_tee().
+pub const UPCALL_OP_TEE: upcall_kind = 7;
+/// Kind of upcall_op_copy_range().
+pub const UPCALL_OP_COPY_RANGE: upcall_kind = 19;
+/// Kind of upcall_op_sendfile().
+pub const UPCALL_OP_SENDFILE: upcall_kind = 34;
+
+/// @brief splice(2): moves up to `len` bytes from `in` to `out`, one of which must be a pipe.
+///
+/// `off_in`, `off_out`: where to read and write, with -1 at the descriptor's own position, which is the only way for pipes and
+/// sockets (-ESPIPE otherwise). `flags`: SPLICE_F_MOVE, SPLICE_F_MORE; not SPLICE_F_NONBLOCK, an operation waits. Result:
+/// bytes moved, 0 at the end of `in`. UPCALL_FULL moves all of `len`. Closing or cancelling either descriptor by the loop ends
+/// the operation. Operations from the same `in` run one at a time, in submission order. Never raises SIGPIPE. Since 0.1.
+#[unsafe(no_mangle)]
+pub extern "C" fn upcall_op_splice(
+    r#in: i32,
+    off_in: i64,
+    out: i32,
+    off_out: i64,
+    len: usize,
+    flags: u32,
+) -> upcall_op {
+    upcall_op {
+        fd: r#in,
+        offset: off_in as u64,
+        offset2: off_out as u64,
+        len: len as u64,
+        arg: flags,
+        arg2: out as u32,
+        ..blank(UPCALL_OP_SPLICE)
+    }
+}
+
+/// @brief tee(2): copies up to `len` bytes from one pipe to another without consuming them.
+///
+/// `flags` as for upcall_op_splice(). Result: bytes copied, 0 when `in` has no writers and no data. Since 0.1.
+#[unsafe(no_mangle)]
+pub extern "C" fn upcall_op_tee(r#in: i32, out: i32, len: usize, flags: u32) -> upcall_op {
+    upcall_op {
+        fd: r#in,
+        offset: CURRENT,
+        offset2: CURRENT,
+        len: len as u64,
+        arg: flags,
+        arg2: out as u32,
+        ..blank(UPCALL_OP_TEE)
+    }
+}
+
+/// @brief sendfile(2): moves up to `len` bytes from `offset` of the file `in` to `out`, usually a socket.
+///
+/// `offset`: -1 for the file's own position. Result: bytes moved, 0 at the end of the file. UPCALL_FULL moves all of `len`.
+/// A socket opened with SOCK_NONBLOCK is cheaper: a blocking one costs a thread while its peer does not read. Otherwise as
+/// upcall_op_splice(). Since 0.1.
+#[unsafe(no_mangle)]
+pub extern "C" fn upcall_op_sendfile(out: i32, r#in: i32, offset: i64, len: usize) -> upcall_op {
+    upcall_op {
+        fd: r#in,
+        offset: offset as u64,
+        offset2: CURRENT,
+        len: len as u64,
+        arg2: out as u32,
+        ..blank(UPCALL_OP_SENDFILE)
+    }
+}
+
+/// @brief copy_file_range(2): copies up to `len` bytes from one file to another, sharing blocks where the filesystem can.
+///
+/// `off_in`, `off_out`: where to read and write, -1 for the file's own position; `flags` must be 0. Result: bytes copied, 0 at
+/// the end of `in`. UPCALL_FULL copies all of `len`. Once started it cannot be cancelled. Since 0.1.
+#[unsafe(no_mangle)]
+pub extern "C" fn upcall_op_copy_range(
+    r#in: i32,
+    off_in: i64,
+    out: i32,
+    off_out: i64,
+    len: usize,
+    flags: u32,
+) -> upcall_op {
+    upcall_op { kind: UPCALL_OP_COPY_RANGE, ..upcall_op_splice(r#in, off_in, out, off_out, len, flags) }
+}
+
+fn check_offsets(op: &upcall_op) -> Checked {
+    let first = if op.kind == UPCALL_OP_SENDFILE { "offset" } else { "off_in" };
+    for (name, offset) in [(first, op.offset), ("off_out", op.offset2)] {
+        if (offset as i64) < -1 {
+            return invalid(format!("{name} is {}, less than -1", offset as i64));
+        }
+    }
+    match op.len > isize::MAX as u64 {
+        true => invalid(format!("len is {}, more than SSIZE_MAX", op.len)),
+        false => Ok(()),
+    }
+}
+
+fn check_splice(op: &upcall_op) -> Checked {
+    if op.arg & libc::SPLICE_F_NONBLOCK != 0 {
+        return invalid("flags has SPLICE_F_NONBLOCK: an operation waits; use a deadline or cancel");
+    }
+    check_offsets(op)
+}
+
+/// Waits for both ends. Then a pool thread does what may touch a disk, a thread of its own what may wait for long, and the
+/// rest is `call`ed at once.
+fn when_ready(args: &Args, call: fn(&Args) -> i64) -> Decision {
+    let (input, output) = (args.fd(), args.fd2());
+    if args.len > 0 && sys::poll_now(input, libc::POLLIN) == 0 {
+        return Decision::Wait(libc::POLLIN as u32);
+    }
+    if args.len > 0 && sys::poll_now(output, libc::POLLOUT) == 0 {
+        return Decision::Wait(libc::POLLOUT as u32 | SECOND);
+    }
+    let may_wait = |fd: i32| !sys::is_file(fd) && !sys::is_pipe(fd) && !sys::is_nonblocking(fd);
+    if sys::is_file(input) || sys::is_file(output) {
+        return if may_wait(output) || may_wait(input) { Decision::Own } else { Decision::Pool };
+    }
+    if args.len > 0 && (may_wait(input) || may_wait(output)) {
+        return Decision::Own;
+    }
+    match sys::thread::without_sigpipe(|| call(args)) {
+        // Both ends said yes: a pipe in use by another, or room for less than a page.
+        again if again == -i64::from(libc::EAGAIN) => Decision::Later,
+        result => Decision::Done(result),
+    }
+}
+
+/// An end that is neither a file nor a pipe waits inside the call, on a thread of its own; pipes are asked not to.
+fn splice(args: &Args) -> i64 {
+    let offset = |value: u64| (value != CURRENT).then_some(value as i64);
+    let flags = args.arg | libc::SPLICE_F_NONBLOCK;
+    sys::splice(args.fd(), offset(args.offset), args.fd2(), offset(args.offset2), args.call_len() as usize, flags)
+}
+
+fn tee(args: &Args) -> i64 {
+    sys::tee(args.fd(), args.fd2(), args.call_len() as usize, args.arg | libc::SPLICE_F_NONBLOCK)
+}
+
+fn sendfile(args: &Args) -> i64 {
+    let offset = (args.offset != CURRENT).then_some(args.offset as i64);
+    sys::sendfile(args.fd2(), args.fd(), offset, args.call_len() as usize)
+}
+
+/// sendfile(2) cannot be asked not to wait for a pipe, and would hold the pool's thread.
+fn attempt_sendfile(args: &mut Args) -> Decision {
+    match when_ready(args, sendfile) {
+        Decision::Pool if sys::is_pipe(args.fd2()) && !sys::is_nonblocking(args.fd2()) => Decision::Own,
+        decision => decision,
+    }
+}
+
+fn copy_range(args: &Args) -> i64 {
+    let offset = |value: u64| (value != CURRENT).then_some(value as i64);
+    let (from, to) = (offset(args.offset), offset(args.offset2));
+    sys::copy_file_range(args.fd(), from, args.fd2(), to, args.call_len() as usize, args.arg)
+}
+
+const TRANSFER: Facts = FD | TWO_FDS | MOVES | CURSOR | INWARD;
+
+pub(super) const OPS: &[OpDef] = &[
+    OpDef {
+        kind: UPCALL_OP_SPLICE,
+        name: "splice",
+        facts: TRANSFER | CAN_FULL,
+        check: Some(check_splice),
+        attempt: Some(|args| when_ready(args, splice)),
+        block: Some(splice),
+        ..OpDef::BASE
+    },
+    OpDef {
+        kind: UPCALL_OP_TEE,
+        name: "tee",
+        facts: TRANSFER,
+        check: Some(check_splice),
+        attempt: Some(|args| when_ready(args, tee)),
+        block: Some(tee),
+        ..OpDef::BASE
+    },
+    OpDef {
+        kind: UPCALL_OP_SENDFILE,
+        name: "sendfile",
+        facts: TRANSFER | CAN_FULL,
+        check: Some(check_offsets),
+        attempt: Some(attempt_sendfile),
+        block: Some(sendfile),
+        ..OpDef::BASE
+    },
+    OpDef {
+        kind: UPCALL_OP_COPY_RANGE,
+        name: "copy_range",
+        facts: TRANSFER | CAN_FULL,
+        check: Some(check_offsets),
+        block: Some(copy_range),
+        ..OpDef::BASE
+    },
+];
