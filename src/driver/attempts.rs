@@ -72,6 +72,9 @@ impl Attempts {
     /// Attempts an operation.
     pub fn attempt(&mut self, core: &mut Core, index: u32) -> Step {
         let def = core.def(index);
+        if core.slots[index].is_zerocopy() {
+            core.side(index).begun = true;
+        }
         let pool = core.side_of(index).and_then(|side| side.pool.as_ref().map(Arc::as_ptr));
         let mut buffer = None;
         let decision = match pool {

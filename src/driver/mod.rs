@@ -17,7 +17,7 @@ use std::sync::Arc;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Outcome {
     pub index: u32,
-    /// MORE, LATER, QUICK, LENT with the buffer's number above.
+    /// MORE, LATER, QUICK, RELEASED, LENT with the buffer's number above.
     word: u32,
     pub result: i64,
 }
@@ -26,6 +26,7 @@ const MORE: u32 = 1;
 const LATER: u32 = 2;
 const LENT: u32 = 4;
 const QUICK: u32 = 8;
+const RELEASED: u32 = 16;
 const BUFFER_SHIFT: u32 = 16;
 
 impl Outcome {
@@ -51,6 +52,15 @@ impl Outcome {
     /// Nothing was done; start it again after a pause.
     pub fn postponed(index: u32) -> Outcome {
         Outcome { word: LATER, ..Outcome::done(index, 0) }
+    }
+
+    /// The kernel no longer needs the data of one request of a zero-copy send.
+    pub fn released(index: u32) -> Outcome {
+        Outcome { word: RELEASED, ..Outcome::done(index, 0) }
+    }
+
+    pub fn is_released(self) -> bool {
+        self.word == RELEASED
     }
 
     /// The driver keeps the operation going: more outcomes follow.

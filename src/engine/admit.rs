@@ -226,10 +226,11 @@ impl<D: Driver> Engine<D> {
     #[inline(always)]
     fn enter(&mut self, index: u32, operation: &upcall_op, def: &OpDef, foreign: u16, state: State) -> u16 {
         let mut set = BITS[operation.kind as usize % op::KINDS] | foreign;
-        if operation.flags & (UPCALL_FULL | UPCALL_MULTISHOT | UPCALL_BACKGROUND) != 0 {
+        if operation.flags & (UPCALL_FULL | UPCALL_MULTISHOT | UPCALL_BACKGROUND | UPCALL_ZEROCOPY) != 0 {
             set |= if operation.flags & UPCALL_FULL != 0 { bits::FULL } else { 0 };
             set |= if operation.flags & UPCALL_MULTISHOT != 0 { bits::MULTI } else { 0 };
             set |= if operation.flags & UPCALL_BACKGROUND != 0 { bits::BACKGROUND } else { 0 };
+            set |= if operation.flags & UPCALL_ZEROCOPY != 0 { bits::SPECIAL } else { 0 };
         }
         if def.is(op::EMPTY_IS_DONE) && ((operation.len == 0 && operation.arg == 0) || !operation.buffers.is_null()) {
             set |= bits::SPECIAL;
@@ -364,6 +365,9 @@ impl<D: Driver> Engine<D> {
                 self.core.slots[index].bits |= bits::LISTED;
             }
         }
+        if self.core.slots[index].is_zerocopy() {
+            self.core.side(index);
+        }
         if def.is(op::TWO_FDS) {
             let second = self.core.slots[index].args.fd2();
             if second < 0 || self.core.descriptors.is_closing(second) {
@@ -490,7 +494,7 @@ impl<D: Driver> Engine<D> {
     pub(super) fn cancel_operation(&mut self, index: u32, why: u16) {
         let slot = &mut self.core.slots[index];
         match slot.state {
-            State::Free | State::Inbox | State::Ended | State::Closing => {}
+            State::Free | State::Inbox | State::Sent | State::Ended | State::Closing => {}
             State::Parked | State::Cursor | State::Paused | State::Sleeping => {
                 if slot.state == State::Cursor {
                     let fd = slot.args.fd();
@@ -580,7 +584,7 @@ impl<D: Driver> Engine<D> {
     fn cancel_each(&mut self, found: Vec<u32>) -> i32 {
         let mut asked = 0;
         for index in found {
-            if !matches!(self.core.slots[index].state, State::Free | State::Ended) {
+            if !matches!(self.core.slots[index].state, State::Free | State::Sent | State::Ended) {
                 asked += 1;
                 let id = self.core.slots[index].id();
                 self.cancel_accepted(id);

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 const LINKS: u32 = UPCALL_LINK | UPCALL_LINK_ALWAYS;
 const ORDER: u32 = LINKS | UPCALL_DRAIN;
-const KNOWN: u32 = UPCALL_FULL | UPCALL_MULTISHOT | ORDER | UPCALL_BACKGROUND;
+const KNOWN: u32 = UPCALL_FULL | UPCALL_MULTISHOT | ORDER | UPCALL_ZEROCOPY | UPCALL_BACKGROUND;
 
 /// What a submit needs.
 #[derive(Default)]
@@ -97,6 +97,9 @@ fn options(operation: &upcall_op, def: &OpDef, last: bool, shared: &Arc<Shared>)
     }
     if has(UPCALL_MULTISHOT) && !def.is(op::CAN_MULTI) {
         return refuse("flags has UPCALL_MULTISHOT, which is for accept, recv, recvmsg, poll and sleep");
+    }
+    if has(UPCALL_ZEROCOPY) && !def.is(op::CAN_ZEROCOPY) {
+        return refuse("flags has UPCALL_ZEROCOPY, which is for send and sendmsg");
     }
     if has(UPCALL_FULL) && (has(UPCALL_MULTISHOT) || !operation.buffers.is_null()) {
         return refuse("flags: UPCALL_FULL goes neither with UPCALL_MULTISHOT nor with buffers");

@@ -5,6 +5,7 @@ use super::{Engine, Steps};
 use crate::abi::*;
 use crate::driver::{Driver, Outcome};
 use crate::engine::descriptors::Descriptors;
+use crate::op::side::Sent;
 use crate::op::{self, OpDef};
 use crate::sys;
 
@@ -100,6 +101,9 @@ impl<D: Driver> Engine<D> {
         let index = outcome.index;
         let stopping = self.core.slots[index].has(bits::ASKED | bits::EXPIRED);
         let mut result = outcome.result;
+        if outcome.is_released() {
+            return self.on_released(index);
+        }
         if outcome.later() {
             if stopping {
                 return Some(self.conclude(index, -i64::from(libc::ECANCELED), None));
@@ -145,6 +149,10 @@ impl<D: Driver> Engine<D> {
                     return Some(cancelled);
                 }
                 self.pause_for_buffer(index);
+            }
+            // Pinning the data failed; a plain send copies it.
+            libc::ENOMEM | libc::ENOBUFS if native && !stopping && self.core.slots[index].is_zerocopy() => {
+                self.driver.start_by_attempt(&mut self.core, index);
             }
             libc::EAGAIN if native => self.driver.start_by_attempt(&mut self.core, index),
             libc::EAGAIN => self.pause_by_clock(index),
@@ -486,13 +494,28 @@ impl<D: Driver> Engine<D> {
     /// The final event of an operation.
     pub(super) fn conclude(&mut self, index: u32, result: i64, buffer: Option<u32>) -> Delivery {
         let def = self.core.def(index);
-        let (mut result, mut flags) = (result, 0);
         let part = if def.is(op::MOVES) && !self.core.slots[index].has(bits::FULL) { result.max(0) as u64 } else { 0 };
         let transferred = self.core.slots[index].transferred + part;
+        let expired = result == -i64::from(libc::ECANCELED) && self.core.slots[index].has(bits::EXPIRED);
+        let (mut result, mut flags) = match expired {
+            true => (-i64::from(libc::ETIMEDOUT), UPCALL_EXPIRED),
+            false => (result, 0),
+        };
+        let mut transferred = transferred;
+        if self.core.slots[index].is_zerocopy() {
+            let (sent, begun) = (self.core.side(index).sent, self.core.side(index).begun);
+            match sent {
+                Some(sent) => {
+                    (result, transferred, flags) = (sent.result, sent.transferred, sent.flags | UPCALL_RELEASED)
+                }
+                None if begun && !self.core.slots[index].has(bits::WITHDRAWN) => {
+                    return self.tell_sent(index, Sent { result, transferred, flags }, part);
+                }
+                None => {}
+            }
+        }
         let counters = self.core.counters();
-        if result == -i64::from(libc::ECANCELED) && self.core.slots[index].has(bits::EXPIRED) {
-            result = -i64::from(libc::ETIMEDOUT);
-            flags = UPCALL_EXPIRED;
+        if flags & UPCALL_EXPIRED != 0 {
             counters.timed_out.add(1);
         } else if result == -i64::from(libc::ECANCELED) && self.core.slots[index].has(bits::ASKED) {
             counters.cancelled.add(1);
@@ -520,6 +543,36 @@ impl<D: Driver> Engine<D> {
             self.follow(steps);
         }
         delivery
+    }
+
+    /// The first of a zero-copy send's two events. What waits for the operation goes on; its id and its data stay in use.
+    fn tell_sent(&mut self, index: u32, sent: Sent, part: u64) -> Delivery {
+        let delivery = self.event(index, sent.result, sent.transferred, sent.flags | UPCALL_MORE);
+        let steps = self.leave_group(index, self.core.def(index), sent.result, part);
+        self.timers.disarm(&mut self.core.slots, index);
+        let clear = self.core.unlist(index);
+        let slot = &mut self.core.slots[index];
+        slot.bits &= !bits::GROUPED;
+        slot.state = State::Sent;
+        let side = self.core.side(index);
+        side.sent = Some(sent);
+        if side.owed <= 0 {
+            self.finish(index, sent.result);
+        }
+        clear.into_iter().flatten().for_each(|fd| self.note_closer(fd));
+        if let Some(steps) = steps {
+            self.follow(steps);
+        }
+        delivery
+    }
+
+    /// The kernel has let go of one request's data.
+    fn on_released(&mut self, index: u32) -> Option<Delivery> {
+        let side = self.core.side(index);
+        side.owed -= 1;
+        let last = side.owed <= 0;
+        let result = side.sent?.result;
+        last.then(|| self.conclude(index, result, None))
     }
 
     /// Tells the operation's ordered submit how it ended: what follows once it has left.

@@ -61,6 +61,8 @@ pub(crate) enum State {
     Paused,
     /// A timer.
     Sleeping,
+    /// A zero-copy send whose result was told; its data is still in use.
+    Sent,
     /// Ended; its final event waits to be delivered. `args.len` holds the result.
     Ended,
 }
@@ -171,6 +173,12 @@ impl Slot {
         // SAFETY: the eight bytes from `kind` to `timer_list` are this slot's, in this order and aligned (asserted below);
         // `state` is a State.
         unsafe { std::ptr::from_mut(self).byte_add(std::mem::offset_of!(Slot, kind)).cast::<u64>().write(word) };
+    }
+
+    /// UPCALL_ZEROCOPY.
+    #[inline(always)]
+    pub fn is_zerocopy(&self) -> bool {
+        self.flags & crate::abi::UPCALL_ZEROCOPY as u16 != 0
     }
 
     #[inline(always)]

@@ -154,6 +154,8 @@ pub(crate) const AMENDS_ALL: Facts = 1 << 20;
 pub(crate) const NO_ARGS: Facts = 1 << 21;
 /// `arg2` is a second descriptor, and `offset` and `offset2`, unless they are [`CURRENT`], advance with progress.
 pub(crate) const TWO_FDS: Facts = 1 << 22;
+/// UPCALL_ZEROCOPY is allowed.
+pub(crate) const CAN_ZEROCOPY: Facts = 1 << 23;
 /// A write whose reader may be gone: the ring would raise SIGPIPE.
 pub(crate) const PIPE_SIGNAL: Facts = 1 << 18;
 
@@ -193,6 +195,8 @@ pub(crate) struct OpDef {
     pub ring: Option<RingForm>,
     /// The native form of a multishot without buffers.
     pub ring_multi: Option<fn(&Args) -> Entry>,
+    /// The native form that does not copy the data.
+    pub ring_zerocopy: Option<RingForm>,
     /// The native form with a buffer group; the flag asks for a multishot.
     pub ring_lent: Option<LentForm>,
     /// Looks at a native result the kernel may have got wrong: `Some` says what to do instead of delivering it.
@@ -218,6 +222,7 @@ impl OpDef {
         opcode: None,
         ring: None,
         ring_multi: None,
+        ring_zerocopy: None,
         ring_lent: None,
         amend: None,
         attempt: None,
@@ -287,6 +292,7 @@ const fn copy_of(op: &OpDef) -> OpDef {
         opcode: op.opcode,
         ring: op.ring,
         ring_multi: op.ring_multi,
+        ring_zerocopy: op.ring_zerocopy,
         ring_lent: op.ring_lent,
         amend: op.amend,
         attempt: op.attempt,

@@ -38,6 +38,10 @@ pub(crate) struct Side {
     pub holds_cursor: bool,
     /// In its pool's queue for a buffer.
     pub starved: bool,
+    /// A zero-copy send: the kernel has seen it; how many notifications it still owes; what the program was told.
+    pub begun: bool,
+    pub owed: i32,
+    pub sent: Option<Sent>,
     /// Records of this multishot that wait for reap.
     pub unreaped: u32,
     /// The submit this operation was part of, when its order matters, and its place there.
@@ -45,6 +49,14 @@ pub(crate) struct Side {
     pub place: u32,
     /// The thread job that runs it, if one ever did; kept for the next operation.
     pub job: Option<JobCell>,
+}
+
+/// The result of a zero-copy send, for its final event.
+#[derive(Clone, Copy)]
+pub(crate) struct Sent {
+    pub result: i64,
+    pub transferred: u64,
+    pub flags: u32,
 }
 
 impl Side {
@@ -71,6 +83,9 @@ impl Side {
             backoff_ns: 0,
             holds_cursor: false,
             starved: false,
+            begun: false,
+            owed: 0,
+            sent: None,
             unreaped: 0,
             group: None,
             place: 0,
@@ -97,6 +112,9 @@ impl Side {
         self.backoff_ns = 0;
         self.holds_cursor = false;
         self.starved = false;
+        self.begun = false;
+        self.owed = 0;
+        self.sent = None;
         self.unreaped = 0;
         self.group = None;
         self.place = 0;

@@ -460,11 +460,16 @@ pub(super) const OPS: &[OpDef] = &[
     OpDef {
         kind: UPCALL_OP_SEND,
         name: "send",
-        facts: FD | MOVES | CAN_FULL,
+        facts: FD | MOVES | CAN_FULL | CAN_ZEROCOPY,
         check: Some(check_transfer),
         opcode: Some(opcode::Send::CODE),
         ring: form!(|args| {
             opcode::Send::new(types::Fd(args.fd()), args.ptr(), args.call_len())
+                .flags((args.arg | NOSIGNAL) as i32)
+                .build()
+        }),
+        ring_zerocopy: form!(|args| {
+            opcode::SendZc::new(types::Fd(args.fd()), args.ptr(), args.call_len())
                 .flags((args.arg | NOSIGNAL) as i32)
                 .build()
         }),
@@ -502,11 +507,14 @@ pub(super) const OPS: &[OpDef] = &[
     OpDef {
         kind: UPCALL_OP_SENDMSG,
         name: "sendmsg",
-        facts: FD | MOVES | CAN_FULL | VECTOR | MESSAGE,
+        facts: FD | MOVES | CAN_FULL | CAN_ZEROCOPY | VECTOR | MESSAGE,
         check: Some(check_message),
         copy: Some(|args, side, _| side.keep_message(args, true)),
         opcode: Some(opcode::SendMsg::CODE),
         ring: form!(|args| opcode::SendMsg::new(types::Fd(args.fd()), args.ptr()).flags(args.arg | NOSIGNAL).build()),
+        ring_zerocopy: form!(|args| {
+            opcode::SendMsgZc::new(types::Fd(args.fd()), args.ptr()).flags(args.arg | NOSIGNAL).build()
+        }),
         attempt: Some(attempt_sendmsg),
         ..OpDef::BASE
     },

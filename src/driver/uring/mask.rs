@@ -8,9 +8,10 @@ use io_uring::squeue::Entry;
 use io_uring::{opcode, types};
 
 /// Parts of the ring that can be masked, with the names that UPCALL_MASK knows them by.
-const FEATURES: [(&str, Feature); 8] = [
+const FEATURES: [(&str, Feature); 9] = [
     ("multishot", Feature::Multishot),
     ("buffer_rings", Feature::BufferRings),
+    ("zerocopy", Feature::Zerocopy),
     ("ext_arg", Feature::ExtArg),
     ("defer_taskrun", Feature::DeferTaskrun),
     ("coop_taskrun", Feature::CoopTaskrun),
@@ -26,6 +27,8 @@ pub(crate) enum Feature {
     Multishot,
     /// Buffers that the kernel picks.
     BufferRings,
+    /// Sending without copying.
+    Zerocopy,
     /// A timeout given to io_uring_enter; without it no ring is used.
     ExtArg,
     DeferTaskrun,

@@ -56,6 +56,8 @@ pub(crate) struct Uring {
     native: [bool; KINDS],
     /// The forms of native kinds that need no second look.
     forms: [Option<RingForm>; KINDS],
+    /// Sends without copying work here.
+    zerocopy: bool,
     /// Kinds whose multishot form this kernel turned out to lack.
     single: [bool; KINDS],
     mask: Mask,
@@ -91,6 +93,9 @@ impl Uring {
             in_kernel: 0,
             native: [false; KINDS],
             forms: [None; KINDS],
+            zerocopy: made.probe.is_supported(opcode::SendZc::CODE)
+                && made.probe.is_supported(opcode::SendMsgZc::CODE)
+                && !mask.has(Feature::Zerocopy),
             single: [mask.has(Feature::Multishot); KINDS],
             mask,
             cancels: VecDeque::new(),
@@ -213,6 +218,14 @@ impl Uring {
         // A large write to a blocking terminal would wait inside io_uring_enter (6.18).
         if def.is(op::PIPE_SIGNAL) && core.descriptors.class(fd) == Class::Device {
             return false;
+        }
+        if core.slots[index].is_zerocopy() {
+            core.side(index).begun = true;
+            // Unix sockets refuse it, and their plain sends are as good.
+            if let (true, true, Some(form)) = (self.zerocopy, sys::is_internet_socket(fd), def.ring_zerocopy) {
+                form(&core.slots[index].args, self.queues.blank());
+                return true;
+            }
         }
         let (slot, side) = core.both(index);
         let wants_multi = slot.has(bits::MULTI) && !self.single[kind];
@@ -350,9 +363,16 @@ impl Uring {
     #[inline(never)]
     fn translate_slowly(&mut self, core: &mut Core, index: u32, entry: Completion) -> Outcome {
         let flags = entry.flags;
-        let more = cqueue::more(flags);
+        let mut more = cqueue::more(flags);
         if !more {
             self.note_end(core, index);
+        }
+        if cqueue::notif(flags) {
+            return Outcome::released(index);
+        }
+        if more && core.slots[index].is_zerocopy() {
+            core.side(index).owed += 1;
+            more = false;
         }
         let slot = &mut core.slots[index];
         let result = i64::from(entry.result);
@@ -542,7 +562,9 @@ impl Driver for Uring {
 
     fn lower(&mut self, core: &Core, index: u32) {
         let kind = usize::from(core.slots[index].kind);
-        if core.slots[index].has(bits::MULTI) && !self.single[kind] {
+        if core.slots[index].is_zerocopy() && self.zerocopy {
+            self.zerocopy = false;
+        } else if core.slots[index].has(bits::MULTI) && !self.single[kind] {
             self.single[kind] = true;
         } else {
             self.native[kind] = false;
