@@ -109,7 +109,7 @@ struct timespec;
  * send and sendmsg: the kernel takes the data from `buf` without copying it, where it can. Always two events: the result,
  * with UPCALL_MORE, and when the data is no longer needed the final one, with UPCALL_RELEASED, which repeats result and
  * transferred; until then the data must not change. An operation that never started has one, final event. A chain goes on,
- * and a close of the descriptor no longer waits, at the result. Worth it from about 10 KiB on; for less, copying is cheaper.
+ * and a close of the descriptor no longer waits, at the result.
  */
 #define UPCALL_ZEROCOPY 32
 
@@ -843,6 +843,28 @@ const char *upcall_version(void);
  * @return 0; -EINVAL for a NULL or a count or size out of range; -ENOMEM. Since 0.1.
  */
 int32_t upcall_buffers_new(struct upcall_loop *loop, uint32_t count, uint32_t size, struct upcall_buffers **buffers);
+
+/**
+ * @brief Pins memory, so that upcall_op_pread() and upcall_op_pwrite() with a buffer inside it cost less (O_DIRECT most of
+ * all). Nothing else changes: operations and results are the same, and where the kernel cannot (epoll, RLIMIT_MEMLOCK) it is
+ * without effect.
+ *
+ * `iov`: `n` parts, 1 to 16384, each at most 1 GiB; the array is copied, the memory stays the program's and must stay mapped
+ * until upcall_unregister_buffers() or upcall_loop_free(). One set at a time. Owner thread, or any while there is none.
+ *
+ * @return 0; -EINVAL for a NULL, an empty part or a number out of range; -EBUSY when buffers are registered already; -EPERM
+ * on another thread. Since 0.1.
+ */
+int32_t upcall_register_buffers(struct upcall_loop *loop,
+                                const struct iovec *iov,
+                                uint32_t n);
+
+/**
+ * @brief Ends what upcall_register_buffers() began. Operations in flight end as they would have.
+ *
+ * @return 0; -EINVAL when no buffers are registered; -EPERM on another thread. Since 0.1.
+ */
+int32_t upcall_unregister_buffers(struct upcall_loop *loop);
 
 /**
  * @brief Gives a lent buffer back. `buffer`: what upcall_event.buffer was. Any thread; also after the loop was freed.

@@ -47,7 +47,7 @@ pub const UPCALL_DRAIN: u32 = 16;
 /// send and sendmsg: the kernel takes the data from `buf` without copying it, where it can. Always two events: the result,
 /// with UPCALL_MORE, and when the data is no longer needed the final one, with UPCALL_RELEASED, which repeats result and
 /// transferred; until then the data must not change. An operation that never started has one, final event. A chain goes on,
-/// and a close of the descriptor no longer waits, at the result. Worth it from about 10 KiB on; for less, copying is cheaper.
+/// and a close of the descriptor no longer waits, at the result.
 pub const UPCALL_ZEROCOPY: u32 = 32;
 /// This op does not keep upcall_run() alive (a watcher, a statistics tick).
 pub const UPCALL_BACKGROUND: u32 = 64;

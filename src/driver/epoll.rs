@@ -299,6 +299,10 @@ impl Driver for Epoll {
 
     fn forget_pool(&mut self, _: &Pool) {}
 
+    fn register_buffers(&mut self, _: &[libc::iovec]) {}
+
+    fn unregister_buffers(&mut self, _: &mut Core) {}
+
     fn supports(&self, kind: u32) -> i32 {
         if op::find(kind).is_some() { UPCALL_EMULATED } else { UPCALL_UNSUPPORTED }
     }

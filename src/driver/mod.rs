@@ -161,6 +161,10 @@ pub(crate) trait Driver {
     fn refill(&mut self, pool: &Pool, number: u32);
     /// Forgets a pool that nobody uses.
     fn forget_pool(&mut self, pool: &Pool);
+    /// Pins memory for reads and writes of files, if it can. On the owner thread, or while there is none.
+    fn register_buffers(&mut self, parts: &[libc::iovec]);
+    /// Unpins it.
+    fn unregister_buffers(&mut self, core: &mut Core);
     /// How a kind is done: a UPCALL_ constant.
     fn supports(&self, kind: u32) -> i32;
     /// Ends everything the kernel and the threads do for this loop, and waits for that. Afterwards nothing touches any

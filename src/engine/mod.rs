@@ -56,6 +56,8 @@ pub(crate) struct Engine<D: Driver> {
     posts: VecDeque<(unsafe extern "C-unwind" fn(*mut upcall_loop, *mut c_void), *mut c_void)>,
     records: VecDeque<upcall_event>,
     pools: Vec<Arc<Pool>>,
+    /// Buffers are registered.
+    registered: bool,
     /// Operations in flight, and those of them that do not keep run alive.
     in_flight: usize,
     background: usize,
@@ -114,6 +116,7 @@ impl<D: Driver> Engine<D> {
             posts: VecDeque::new(),
             records: VecDeque::new(),
             pools: Vec::new(),
+            registered: false,
             in_flight: 0,
             background: 0,
             tally: Tally::default(),
@@ -177,6 +180,26 @@ impl<D: Driver> Engine<D> {
         if let Some(embed) = &self.embed {
             embed.close();
         }
+    }
+
+    /// Registers buffers. -EBUSY: some are.
+    pub fn register_buffers(&mut self, parts: &[libc::iovec]) -> i32 {
+        if self.registered {
+            return -libc::EBUSY;
+        }
+        self.driver.register_buffers(parts);
+        self.registered = true;
+        0
+    }
+
+    /// Forgets registered buffers. -EINVAL: none are.
+    pub fn unregister_buffers(&mut self) -> i32 {
+        if !self.registered {
+            return -libc::EINVAL;
+        }
+        self.driver.unregister_buffers(&mut self.core);
+        self.registered = false;
+        0
     }
 
     fn take_group(&mut self) -> u32 {

@@ -488,6 +488,20 @@ impl Loop {
         }
     }
 
+    pub fn register_buffers(&self, parts: &[libc::iovec]) -> i32 {
+        match with!(self, engine => engine.register_buffers(parts)) {
+            0 => 0,
+            error => refused(-error, "upcall_register_buffers: buffers are registered already"),
+        }
+    }
+
+    pub fn unregister_buffers(&self) -> i32 {
+        match with!(self, engine => engine.unregister_buffers()) {
+            0 => 0,
+            error => refused(-error, "upcall_unregister_buffers: no buffers are registered"),
+        }
+    }
+
     // Questions.
 
     pub fn now(&self) -> u64 {

@@ -423,6 +423,50 @@ pub unsafe extern "C" fn upcall_buffers_new(
     }
 }
 
+/// @brief Pins memory, so that upcall_op_pread() and upcall_op_pwrite() with a buffer inside it cost less (O_DIRECT most of
+/// all). Nothing else changes: operations and results are the same, and where the kernel cannot (epoll, RLIMIT_MEMLOCK) it is
+/// without effect.
+///
+/// `iov`: `n` parts, 1 to 16384, each at most 1 GiB; the array is copied, the memory stays the program's and must stay mapped
+/// until upcall_unregister_buffers() or upcall_loop_free(). One set at a time. Owner thread, or any while there is none.
+///
+/// @return 0; -EINVAL for a NULL, an empty part or a number out of range; -EBUSY when buffers are registered already; -EPERM
+/// on another thread. Since 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn upcall_register_buffers(r#loop: *mut upcall_loop, iov: *const libc::iovec, n: u32) -> i32 {
+    // SAFETY: the program passed a loop it has not freed, or NULL.
+    let this = match unsafe { gate(r#loop, "upcall_register_buffers", Thread::OwnerOrNone) } {
+        Ok(this) => this,
+        Err(error) => return error,
+    };
+    let refuse = |text: String| fail(libc::EINVAL, format_args!("upcall_register_buffers: {text}"));
+    if iov.is_null() {
+        return refuse("iov is NULL".to_owned());
+    }
+    if !(1..=16384).contains(&n) {
+        return refuse(format!("n is {n}, not 1 to 16384"));
+    }
+    let parts = crate::op::side::vector(iov as u64, u64::from(n));
+    for (number, part) in parts.iter().enumerate() {
+        if part.iov_base.is_null() || part.iov_len == 0 || part.iov_len > 1 << 30 {
+            return refuse(format!("iov[{number}] is NULL, empty or larger than 1 GiB"));
+        }
+    }
+    this.register_buffers(parts)
+}
+
+/// @brief Ends what upcall_register_buffers() began. Operations in flight end as they would have.
+///
+/// @return 0; -EINVAL when no buffers are registered; -EPERM on another thread. Since 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn upcall_unregister_buffers(r#loop: *mut upcall_loop) -> i32 {
+    // SAFETY: the program passed a loop it has not freed, or NULL.
+    match unsafe { gate(r#loop, "upcall_unregister_buffers", Thread::OwnerOrNone) } {
+        Ok(this) => this.unregister_buffers(),
+        Err(error) => error,
+    }
+}
+
 /// @brief Gives a lent buffer back. `buffer`: what upcall_event.buffer was. Any thread; also after the loop was freed.
 ///
 /// @return 0; -EINVAL for a pointer that is not a buffer of this pool that is lent (a foreign one, one returned twice).

@@ -8,10 +8,11 @@ use io_uring::squeue::Entry;
 use io_uring::{opcode, types};
 
 /// Parts of the ring that can be masked, with the names that UPCALL_MASK knows them by.
-const FEATURES: [(&str, Feature); 9] = [
+const FEATURES: [(&str, Feature); 10] = [
     ("multishot", Feature::Multishot),
     ("buffer_rings", Feature::BufferRings),
     ("zerocopy", Feature::Zerocopy),
+    ("registered_buffers", Feature::RegisteredBuffers),
     ("ext_arg", Feature::ExtArg),
     ("defer_taskrun", Feature::DeferTaskrun),
     ("coop_taskrun", Feature::CoopTaskrun),
@@ -29,6 +30,8 @@ pub(crate) enum Feature {
     BufferRings,
     /// Sending without copying.
     Zerocopy,
+    /// Memory pinned once.
+    RegisteredBuffers,
     /// A timeout given to io_uring_enter; without it no ring is used.
     ExtArg,
     DeferTaskrun,

@@ -13,6 +13,7 @@
 mod groups;
 pub(crate) mod mask;
 mod queues;
+mod registered;
 mod setup;
 
 use super::attempts::{Attempts, Step, drop_result};
@@ -32,6 +33,7 @@ use io_uring::squeue::Entry;
 use io_uring::{IoUring, cqueue, opcode, types};
 use mask::{Feature, Mask};
 use queues::{Completion, OVERFLOW, Queues};
+use registered::Registered;
 pub(crate) use setup::Denied;
 use setup::Rung;
 use std::collections::VecDeque;
@@ -65,6 +67,7 @@ pub(crate) struct Uring {
     backlog: VecDeque<u64>,
     attempts: Attempts,
     groups: Groups,
+    registered: Registered,
     shared: Arc<Shared>,
     wake_armed: bool,
     adopted: bool,
@@ -102,6 +105,7 @@ impl Uring {
             backlog: VecDeque::new(),
             attempts: Attempts::new(threads),
             groups,
+            registered: Registered::default(),
             shared: shared.clone(),
             wake_armed: false,
             adopted: false,
@@ -214,6 +218,12 @@ impl Uring {
         // The ring ignores the offset on a stream; the attempt answers -ESPIPE.
         if def.is(op::POSITIONAL) && core.descriptors.class(fd) != Class::File && sys::is_stream(fd) {
             return false;
+        }
+        if def.is(op::POSITIONAL)
+            && let Some(entry) = self.registered.entry(core, def, index)
+        {
+            self.queues.blank().write(entry);
+            return true;
         }
         // A large write to a blocking terminal would wait inside io_uring_enter (6.18).
         if def.is(op::PIPE_SIGNAL) && core.descriptors.class(fd) == Class::Device {
@@ -498,6 +508,7 @@ impl Driver for Uring {
         for pool in pools {
             self.groups.offer_again(&self.ring, &pool);
         }
+        self.registered.set_again(&self.ring);
         if self.event >= 0 && self.ring.submitter().register_eventfd(self.event).is_err() {
             return Err(libc::EIO);
         }
@@ -687,6 +698,18 @@ impl Driver for Uring {
 
     fn forget_pool(&mut self, pool: &Pool) {
         self.groups.forget(&self.ring, pool);
+    }
+
+    fn register_buffers(&mut self, parts: &[libc::iovec]) {
+        if !self.mask.has(Feature::RegisteredBuffers) {
+            self.registered.set(&self.ring, parts);
+        }
+    }
+
+    fn unregister_buffers(&mut self, core: &mut Core) {
+        // Requests that were not handed over name buffers by their index.
+        while self.queues.unhanded() > 0 && self.enter(core, 0, 0, None) > 0 {}
+        self.registered.clear(&self.ring);
     }
 
     fn supports(&self, kind: u32) -> i32 {
