@@ -162,8 +162,18 @@ pub(crate) const PIPE_SIGNAL: Facts = 1 << 18;
 /// Writes an entry where the kernel will read it: made elsewhere and copied it costs 20 ns more.
 pub(crate) type RingForm = fn(&Args, &mut std::mem::MaybeUninit<Entry>);
 
-/// Makes the entry that lets the kernel pick from a buffer group, perhaps as a multishot, where there is one.
-pub(crate) type LentForm = fn(&Args, u16, bool) -> Option<Entry>;
+/// How the kernel is to lend.
+#[derive(Clone, Copy)]
+pub(crate) struct Lending {
+    /// From this buffer group.
+    pub group: u16,
+    pub multishot: bool,
+    /// One completion may fill several buffers.
+    pub bundle: bool,
+}
+
+/// Makes the entry that lets the kernel pick from a buffer group, where there is one.
+pub(crate) type LentForm = fn(&Args, Lending) -> Option<Entry>;
 
 /// An offset that says "at the descriptor's own position".
 pub(crate) const CURRENT: u64 = u64::MAX;
@@ -197,7 +207,7 @@ pub(crate) struct OpDef {
     pub ring_multi: Option<fn(&Args) -> Entry>,
     /// The native form that does not copy the data.
     pub ring_zerocopy: Option<RingForm>,
-    /// The native form with a buffer group; the flag asks for a multishot.
+    /// The native form with a buffer group.
     pub ring_lent: Option<LentForm>,
     /// Looks at a native result the kernel may have got wrong: `Some` says what to do instead of delivering it.
     pub amend: Option<fn(&mut Args, i64) -> Option<Decision>>,

@@ -42,6 +42,8 @@ pub(crate) struct Side {
     pub begun: bool,
     pub owed: i32,
     pub sent: Option<Sent>,
+    /// A native multishot on a unix socket, whose end the kernel may not tell (see the ring's driver).
+    pub may_lose_end: bool,
     /// Records of this multishot that wait for reap.
     pub unreaped: u32,
     /// The submit this operation was part of, when its order matters, and its place there.
@@ -83,6 +85,7 @@ impl Side {
             backoff_ns: 0,
             holds_cursor: false,
             starved: false,
+            may_lose_end: false,
             begun: false,
             owed: 0,
             sent: None,
@@ -112,6 +115,7 @@ impl Side {
         self.backoff_ns = 0;
         self.holds_cursor = false;
         self.starved = false;
+        self.may_lose_end = false;
         self.begun = false;
         self.owed = 0;
         self.sent = None;

@@ -441,11 +441,15 @@ pub(super) const OPS: &[OpDef] = &[
         ring: form!(|args| {
             opcode::Recv::new(types::Fd(args.fd()), args.ptr(), args.call_len()).flags(args.arg as i32).build()
         }),
-        ring_lent: Some(|args, group, multishot| {
+        ring_lent: Some(|args, lending| {
+            let Lending { group, multishot, bundle } = lending;
             if multishot {
                 // A multishot takes whole buffers only (the kernel refuses a length).
-                return (args.len == 0)
-                    .then(|| opcode::RecvMulti::new(types::Fd(args.fd()), group).flags(args.arg as i32).build());
+                let (fd, flags) = (types::Fd(args.fd()), args.arg as i32);
+                return (args.len == 0).then(|| match bundle {
+                    true => opcode::RecvMultiBundle::new(fd, group).flags(flags).build(),
+                    false => opcode::RecvMulti::new(fd, group).flags(flags).build(),
+                });
             }
             let entry = opcode::Recv::new(types::Fd(args.fd()), std::ptr::null_mut(), args.call_len())
                 .flags(args.arg as i32)
@@ -494,9 +498,11 @@ pub(super) const OPS: &[OpDef] = &[
         }),
         opcode: Some(opcode::RecvMsg::CODE),
         ring: form!(|args| opcode::RecvMsg::new(types::Fd(args.fd()), args.ptr()).flags(args.arg | CLOEXEC).build()),
-        ring_lent: Some(|args, group, multishot| {
-            multishot.then(|| {
-                opcode::RecvMsgMulti::new(types::Fd(args.fd()), args.ptr(), group).flags(args.arg | CLOEXEC).build()
+        ring_lent: Some(|args, lending| {
+            lending.multishot.then(|| {
+                opcode::RecvMsgMulti::new(types::Fd(args.fd()), args.ptr(), lending.group)
+                    .flags(args.arg | CLOEXEC)
+                    .build()
             })
         }),
         attempt: Some(attempt_recvmsg),

@@ -114,10 +114,10 @@ pub(super) const OPS: &[OpDef] = &[
         ring: form!(|args| opcode::Read::new(types::Fd(args.fd()), args.ptr(), args.call_len())
             .offset(CURRENT)
             .build()),
-        ring_lent: Some(|args, group, _| {
+        ring_lent: Some(|args, lending| {
             let entry = opcode::Read::new(types::Fd(args.fd()), std::ptr::null_mut(), args.call_len())
                 .offset(CURRENT)
-                .buf_group(group)
+                .buf_group(lending.group)
                 .build();
             Some(entry.flags(io_uring::squeue::Flags::BUFFER_SELECT))
         }),

@@ -255,6 +255,11 @@ pub(crate) fn is_internet_socket(fd: i32) -> bool {
     socket_option(fd, libc::SO_DOMAIN).is_ok_and(|domain| matches!(domain, libc::AF_INET | libc::AF_INET6))
 }
 
+/// AF_UNIX.
+pub(crate) fn is_unix_socket(fd: i32) -> bool {
+    socket_option(fd, libc::SO_DOMAIN) == Ok(libc::AF_UNIX)
+}
+
 /// SOCK_STREAM, SOCK_DGRAM …, or the errno (ENOTSOCK).
 pub(crate) fn socket_type(fd: i32) -> Result<i32, i32> {
     socket_option(fd, libc::SO_TYPE)

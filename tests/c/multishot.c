@@ -270,6 +270,106 @@ TEST(a_multishot_recv_yields_the_stream_and_then_its_end) { /* hazards rows 32, 
     }
 }
 
+struct burst_reader {
+    struct burst *burst;
+    int fds[2];
+    uint64_t sent, seen;
+    bool ended;
+};
+
+struct burst {
+    upcall_buffers *pool;
+    uint32_t size;
+    void *held[64];
+    size_t holding;
+    uint64_t seed;
+    struct burst_reader readers[4];
+};
+
+static void return_some(struct burst *burst, bool all) {
+    while (burst->holding > 0 && (all || chance(&burst->seed) % 3)) { /* in any order */
+        size_t k = chance(&burst->seed) % burst->holding;
+        CHECK_EQ(upcall_buffers_return(burst->pool, burst->held[k]), 0);
+        burst->held[k] = burst->held[--burst->holding];
+    }
+}
+
+static void on_burst(upcall_loop *loop, const upcall_event *event) {
+    struct burst_reader *reader = event->user;
+    struct burst *burst = reader->burst;
+    (void)loop;
+    CHECK(event->result >= 0 && event->result <= burst->size);
+    CHECK_EQ(event->transferred, event->result);
+    if (!(event->flags & UPCALL_MORE)) {
+        CHECK_EQ(event->result, 0);
+        reader->ended = true;
+        return;
+    }
+    CHECK(has_pattern(event->buffer, (size_t)event->result, reader->seen));
+    reader->seen += (uint64_t)event->result;
+    memset(event->buffer, 0xee, burst->size); /* it is ours */
+    burst->held[burst->holding++] = event->buffer;
+    return_some(burst, false);
+}
+
+static void bursts(uint32_t count, uint32_t size, uint32_t max_events, int which) {
+    struct burst burst = {.size = size, .seed = count * 31 + size + max_events};
+    upcall_config config = default_config();
+    config.max_events = max_events;
+    upcall_loop *loop = loop_with(&config);
+    uint8_t block[5000];
+    CHECK_EQ(upcall_buffers_new(loop, count, size, &burst.pool), 0);
+    for (size_t i = 0; i < COUNT_OF(burst.readers); i++) {
+        struct burst_reader *reader = &burst.readers[i];
+        reader->burst = &burst;
+        make_pair(which, reader->fds);
+        set_nonblocking(reader->fds[1]);
+        upcall_op op = multishot(upcall_op_recv(reader->fds[0], NULL, 0, 0));
+        op.buffers = burst.pool;
+        op.callback = on_burst;
+        op.user = reader;
+        CHECK_EQ(upcall_submit(loop, &op, 1, NULL), 0);
+    }
+    for (int round = 0; round < 400; round++) {
+        struct burst_reader *reader = &burst.readers[chance(&burst.seed) % COUNT_OF(burst.readers)];
+        size_t length = chance(&burst.seed) % (size * 6 < sizeof block ? size * 6 : sizeof block);
+        fill_pattern(block, length, reader->sent);
+        ssize_t n = write(reader->fds[1], block, length);
+        reader->sent += n > 0 ? (uint64_t)n : 0;
+        CHECK(upcall_poll(loop, 0) >= 0);
+        if (chance(&burst.seed) % 8 == 0)
+            return_some(&burst, true);
+    }
+    bool ended = false;
+    for (size_t i = 0; i < COUNT_OF(burst.readers); i++)
+        close(burst.readers[i].fds[1]);
+    for (uint64_t limit = now_ns() + (uint64_t)PATIENCE_NS; !ended && now_ns() < limit;) {
+        return_some(&burst, true);
+        CHECK(upcall_poll(loop, MS(1)) >= 0);
+        ended = true;
+        for (size_t i = 0; i < COUNT_OF(burst.readers); i++)
+            ended = ended && burst.readers[i].ended;
+    }
+    for (size_t i = 0; i < COUNT_OF(burst.readers); i++) {
+        CHECK(burst.readers[i].ended);
+        CHECK_EQ(burst.readers[i].seen, burst.readers[i].sent);
+        close(burst.readers[i].fds[0]);
+    }
+    return_some(&burst, true);
+    free_loop(loop);
+    CHECK_EQ(upcall_buffers_free(burst.pool), 0);
+}
+
+TEST(bursts_through_a_shared_pool_arrive_whole_and_in_order) {
+    for (int which = UNIX; which <= TCP; which++) {
+        bursts(16, 64, 1024, which);
+        bursts(16, 64, 3, which);
+        bursts(3, 100, 1024, which); /* no power of two: some places of the kernel's ring are never used at once */
+        bursts(1, 64, 1024, which);
+        bursts(64, 512, 2, which);
+    }
+}
+
 TEST(a_multishot_recv_ends_with_an_error) { /* hazards row 34 */
     upcall_loop *loop = new_loop();
     struct linger reset = {1, 0};

@@ -11,6 +11,9 @@ struct Group {
     memory: Reservation,
     mask: u16,
     tail: u16,
+    /// The buffers as they stand in the ring, and where each was put last.
+    order: Box<[u16]>,
+    place: Box<[u16]>,
     pool: Weak<Pool>,
 }
 
@@ -56,7 +59,14 @@ impl Groups {
             self.refused = error.raw_os_error() == Some(libc::EINVAL);
             return Err(error.raw_os_error().unwrap_or(libc::EINVAL));
         }
-        let group = Group { memory, mask: (entries - 1) as u16, tail: 0, pool: Arc::downgrade(pool) };
+        let group = Group {
+            memory,
+            mask: (entries - 1) as u16,
+            tail: 0,
+            order: vec![0; entries as usize].into(),
+            place: vec![0; pool.count as usize].into(),
+            pool: Arc::downgrade(pool),
+        };
         if self.groups.len() <= usize::from(number) {
             self.groups.resize_with(usize::from(number) + 1, || None);
         }
@@ -75,9 +85,19 @@ impl Groups {
             entry.set_addr(pool.address(buffer) as u64);
             entry.set_len(pool.size);
             entry.set_bid(buffer as u16);
+            group.order[usize::from(group.tail & group.mask)] = buffer as u16;
+            group.place[buffer as usize] = group.tail;
             group.tail = group.tail.wrapping_add(1);
             (*BufRingEntry::tail(base).cast::<AtomicU16>()).store(group.tail, Ordering::Release);
         }
+    }
+
+    /// The buffer that the kernel filled so many after `first`: it takes them in the order they were given to it, and their
+    /// places are not used again before all of them have come back.
+    pub fn following(&self, pool: &Pool, first: u32, step: u16) -> Option<u32> {
+        let group = self.groups.get(usize::from(pool.inner().group?))?.as_ref()?;
+        let at = group.place.get(first as usize)?.wrapping_add(step) & group.mask;
+        Some(u32::from(group.order[usize::from(at)]))
     }
 
     /// Forgets a pool's group.

@@ -8,9 +8,10 @@ use io_uring::squeue::Entry;
 use io_uring::{opcode, types};
 
 /// Parts of the ring that can be masked, with the names that UPCALL_MASK knows them by.
-const FEATURES: [(&str, Feature); 10] = [
+const FEATURES: [(&str, Feature); 11] = [
     ("multishot", Feature::Multishot),
     ("buffer_rings", Feature::BufferRings),
+    ("bundles", Feature::Bundles),
     ("zerocopy", Feature::Zerocopy),
     ("registered_buffers", Feature::RegisteredBuffers),
     ("ext_arg", Feature::ExtArg),
@@ -28,6 +29,8 @@ pub(crate) enum Feature {
     Multishot,
     /// Buffers that the kernel picks.
     BufferRings,
+    /// One completion, many of those buffers.
+    Bundles,
     /// Sending without copying.
     Zerocopy,
     /// Memory pinned once.

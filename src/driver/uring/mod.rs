@@ -25,7 +25,7 @@ use crate::engine::core::Core;
 use crate::engine::descriptors::Class;
 use crate::engine::shared::Shared;
 use crate::engine::slot::{self, NONE_INDEX, bits, rung};
-use crate::op::{self, Decision, KINDS, RingForm};
+use crate::op::{self, Decision, KINDS, Lending, RingForm};
 use crate::sys;
 use crate::sys::ring::{self as calls};
 use groups::Groups;
@@ -60,6 +60,10 @@ pub(crate) struct Uring {
     forms: [Option<RingForm>; KINDS],
     /// Sends without copying work here.
     zerocopy: bool,
+    /// A multishot recv may fill several buffers per completion.
+    bundles: bool,
+    /// The rest of such a completion: one outcome per buffer.
+    bundle: VecDeque<Outcome>,
     /// Kinds whose multishot form this kernel turned out to lack.
     single: [bool; KINDS],
     mask: Mask,
@@ -96,6 +100,8 @@ impl Uring {
             in_kernel: 0,
             native: [false; KINDS],
             forms: [None; KINDS],
+            bundles: made.ring.params().is_feature_recvsend_bundle() && !mask.has(Feature::Bundles),
+            bundle: VecDeque::new(),
             zerocopy: made.probe.is_supported(opcode::SendZc::CODE)
                 && made.probe.is_supported(opcode::SendMsgZc::CODE)
                 && !mask.has(Feature::Zerocopy),
@@ -248,7 +254,10 @@ impl Uring {
                 return false;
             }
             let (Some(form), Some(group)) = (def.ring_lent, pool.inner().group) else { return false };
-            form(&slot.args, group, multi)
+            if let Some(side) = side {
+                side.may_lose_end = multi && sys::is_unix_socket(fd);
+            }
+            form(&slot.args, Lending { group, multishot: multi, bundle: self.bundles })
         } else if let (true, Some(form)) = (wants_multi && slot.callback.is_some(), def.ring_multi) {
             Some(form(&slot.args))
         } else if slot.has(bits::MULTI) && def.is(op::EDGE) && slot.args.stage != 0 {
@@ -384,6 +393,9 @@ impl Uring {
             core.side(index).owed += 1;
             more = false;
         }
+        if more && !cqueue::sock_nonempty(flags) {
+            self.look_for_end(core, index);
+        }
         let slot = &mut core.slots[index];
         let result = i64::from(entry.result);
         let buffer = cqueue::buffer_select(flags).map(u32::from);
@@ -446,7 +458,36 @@ impl Uring {
         if def.is(op::MESSAGE) && def.is(op::CAN_LEND) && core.slots[index].has(bits::MULTI) {
             return self.unwrap_message(core, outcome);
         }
-        outcome
+        self.unbundle(core, outcome)
+    }
+
+    /// When data and the peer's close arrive together at a unix socket, a multishot receives the data and does not see the end
+    /// (6.17 and later; TCP tells the kernel that there is more). The end is there by now if it can be lost at all: then the
+    /// request is taken back, and the attempt that follows receives it.
+    fn look_for_end(&mut self, core: &mut Core, index: u32) {
+        if core.side_of(index).is_some_and(|side| side.may_lose_end)
+            && sys::poll_now(core.slots[index].args.fd(), libc::POLLRDHUP) != 0
+        {
+            let id = core.slots[index].id();
+            if !self.push_cancel(core, id) {
+                self.cancels.push_back(id);
+            }
+        }
+    }
+
+    /// A completion that filled several buffers: the outcome of the first; the others follow.
+    fn unbundle(&mut self, core: &mut Core, outcome: Outcome) -> Outcome {
+        let Some(pool) = core.side_of(outcome.index).and_then(|side| side.pool.as_ref()) else { return outcome };
+        let size = i64::from(pool.size);
+        let Some(first) = outcome.buffer().filter(|_| outcome.result > size) else { return outcome };
+        let mut left = outcome.result;
+        for step in 0..outcome.result.unsigned_abs().div_ceil(u64::from(pool.size)) {
+            let number = self.groups.following(pool, first, step as u16);
+            let part = Outcome::done(outcome.index, left.min(size)).with_buffer(number);
+            left -= size;
+            self.bundle.push_back(part.with_more(left > 0 || outcome.more()));
+        }
+        self.bundle.pop_front().unwrap_or(outcome)
     }
 
     /// A multishot recvmsg counts its header and the room it keeps; the program is told the payload's length.
@@ -585,7 +626,7 @@ impl Driver for Uring {
 
     #[inline(always)]
     fn has_work(&self) -> bool {
-        self.attempts.has_work() || !self.backlog.is_empty() || !self.cancels.is_empty()
+        self.attempts.has_work() || !self.backlog.is_empty() || !self.cancels.is_empty() || !self.bundle.is_empty()
     }
 
     fn has_leftovers(&mut self) -> bool {
@@ -647,6 +688,9 @@ impl Driver for Uring {
 
     #[inline(always)]
     fn next(&mut self, core: &mut Core) -> Outcome {
+        if let Some(outcome) = self.bundle.pop_front() {
+            return outcome;
+        }
         if self.queues.has_taken_many() && self.attempts.has_work() {
             let outcome = self.next_attempted(core);
             if !outcome.is_none() {
@@ -721,6 +765,7 @@ impl Driver for Uring {
     }
 
     fn quiesce(&mut self, core: &mut Core) {
+        self.bundle.clear();
         while self.in_kernel > 0 {
             for index in (0..core.slots.table().committed()).rev() {
                 if slot::is_live_id(core.slots[index].id())
