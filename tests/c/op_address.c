@@ -167,15 +167,16 @@ static const struct subject sendto_udp = {.kind = UPCALL_OP_SENDTO, .set_up = se
     .done = ten_came, .intact = nothing_came};
 PROMISES(sendto_udp)
 
-/* A unix receiver whose queue is full. The sender is not connected, so its own socket is writable all the time: readiness
-   does not tell when there is room. */
+/* A unix receiver whose queue another sender has filled. Ours is not connected and has nothing in that queue, so its own
+   socket is writable all the time: readiness does not tell when there is room. */
 static void set_sender_to_full(struct scene *scene) {
     struct sockaddr_un to = unix_name("receiver");
     enter_scratch();
     scene->in_scratch = true;
     scene->fd = new_socket(AF_UNIX, SOCK_DGRAM);
     scene->peer = unix_bound(SOCK_DGRAM, "receiver");
-    while (sendto(scene->fd, "x", 1, MSG_DONTWAIT, ADDRESS(&to), sizeof to) == 1) {}
+    scene->extra = new_socket(AF_UNIX, SOCK_DGRAM);
+    while (sendto(scene->extra, "x", 1, MSG_DONTWAIT, ADDRESS(&to), sizeof to) == 1) {}
     CHECK_EQ(errno, EAGAIN);
     memcpy(&scene->address, &to, sizeof to);
     scene->length = sizeof to;
@@ -225,6 +226,17 @@ static upcall_op make_sendmsg(struct scene *scene) {
 static const struct subject sendmsg_full_unix = {.kind = UPCALL_OP_SENDMSG, .set_up = set_sender_to_full,
     .make = make_sendmsg, .allow = make_room, .done = ten_came_last, .intact = only_fillers_came};
 PROMISES_OF_WAITING(sendmsg_full_unix)
+
+/* One that is connected to it: the ring would keep such a send waiting itself, and then send nothing. */
+static upcall_op make_connected_send(struct scene *scene) {
+    if (connect(scene->fd, ADDRESS(&scene->address), scene->length) != 0)
+        fail(HERE, "connect: errno %d", errno);
+    return upcall_op_send(scene->fd, scene->data, 10, 0);
+}
+
+static const struct subject send_to_full_unix = {.kind = UPCALL_OP_SEND, .set_up = set_sender_to_full,
+    .make = make_connected_send, .allow = make_room, .done = ten_came_last, .intact = only_fillers_came};
+PROMISES_OF_WAITING(send_to_full_unix)
 
 /* Waiting for that room does not take the processor. */
 TEST(sendto_a_full_receiver_waits_without_spinning) {
