@@ -356,7 +356,7 @@ pub(crate) fn write_nowait(fd: i32, iov: *const iovec, count: usize) -> i64 {
         return -i64::from(libc::EOPNOTSUPP);
     }
     match rwf_nosignal() {
-        0 => thread::without_sigpipe(|| pwritev2(fd, iov, count, -1, RWF_NOWAIT)),
+        0 => thread::without_write_signals(|| pwritev2(fd, iov, count, -1, RWF_NOWAIT)),
         flag => pwritev2(fd, iov, count, -1, RWF_NOWAIT | flag),
     }
 }
@@ -380,7 +380,14 @@ pub(crate) fn write_nothing(fd: i32) -> i64 {
 
 /// writev(2) without SIGPIPE. Library threads block the signal anyway; the loop's thread calls it for O_NONBLOCK only.
 pub(crate) fn writev(fd: i32, iov: *const iovec, count: usize) -> i64 {
-    thread::without_sigpipe(|| writev_raw(fd, iov, count))
+    thread::without_write_signals(|| writev_raw(fd, iov, count))
+}
+
+/// A write to a file may raise SIGXFSZ.
+pub(crate) fn limits_file_size() -> bool {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` is writable.
+    unsafe { libc::getrlimit(libc::RLIMIT_FSIZE, &mut limit) != 0 || limit.rlim_cur != libc::RLIM_INFINITY }
 }
 
 /// Environment and privilege.
