@@ -119,7 +119,7 @@ impl Uring {
         for def in op::all() {
             let native = def.opcode.is_some_and(|code| made.probe.is_supported(code)) && !driver.mask.hides(def.kind);
             driver.native[def.kind as usize] = native;
-            if native && !def.is(op::POSITIONAL | op::PIPE_SIGNAL) && !driver.mask.refuses(def.kind) {
+            if native && !def.is(op::POSITIONAL | op::PIPE_SIGNAL | op::NARROW) && !driver.mask.refuses(def.kind) {
                 driver.forms[def.kind as usize] = def.ring;
             }
         }
@@ -216,6 +216,9 @@ impl Uring {
         if self.mask.refuses(def.kind) {
             self.queues.blank().write(mask::refused_entry());
             return true;
+        }
+        if def.is(op::NARROW) && core.slots[index].args.len > u64::from(u32::MAX) {
+            return false;
         }
         let fd = core.slots[index].args.fd();
         // The ring ignores the offset on a stream; the attempt answers -ESPIPE.
