@@ -241,6 +241,9 @@ fn attempt_openat2(args: &mut Args) -> Decision {
 }
 
 fn amend_openat2(args: &mut Args, result: i64) -> Option<Decision> {
+    if is_empty_path(args.ptr(), result) {
+        return Some(Decision::Pool);
+    }
     let looked = args.stage != LOOKED && is_seen_otherwise(args);
     amend_open(args, result).map(|decision| if looked { Decision::Own } else { decision })
 }
@@ -250,6 +253,18 @@ fn block_openat2(args: &Args) -> i64 {
         none if none == -i64::from(libc::ENOSYS) => -i64::from(libc::EOPNOTSUPP),
         result => result,
     }
+}
+
+/// The ring looks at a path before it looks at flags, the system calls the other way round (6.18): where both are wrong,
+/// what a thread is told is the answer.
+fn is_empty_path(path: *const c_char, result: i64) -> bool {
+    // SAFETY: the side block's NUL-terminated copy.
+    result == -i64::from(libc::ENOENT) && unsafe { *path } == 0
+}
+
+fn amend_paths(args: &mut Args, result: i64) -> Option<Decision> {
+    let empty = is_empty_path(args.ptr(), result) || is_empty_path(args.ptr2(), result);
+    empty.then_some(Decision::Pool)
 }
 
 fn check_paths(op: &upcall_op) -> Checked {
@@ -353,6 +368,7 @@ pub(super) const OPS: &[OpDef] = &[
                 .flags(args.arg2)
                 .build()
         }),
+        amend: Some(amend_paths),
         block: Some(|args| sys::renameat2(args.fd(), args.ptr(), second_fd(args), args.ptr2(), args.arg2)),
         ..OpDef::BASE
     },
@@ -404,6 +420,7 @@ pub(super) const OPS: &[OpDef] = &[
                 .flags(args.arg2 as i32)
                 .build()
         }),
+        amend: Some(amend_paths),
         block: Some(|args| sys::linkat(args.fd(), args.ptr(), second_fd(args), args.ptr2(), args.arg2 as i32)),
         ..OpDef::BASE
     },
