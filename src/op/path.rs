@@ -83,7 +83,8 @@ pub extern "C" fn upcall_op_statx(
 
 /// @brief renameat2(2): result 0 when `old` has the name `new`. `flags`: 0, RENAME_NOREPLACE, RENAME_EXCHANGE …
 ///
-/// Both paths are copied; each directory may be AT_FDCWD. A flag the file system does not know is -EINVAL. Since 0.1.
+/// Both paths are copied; each directory may be AT_FDCWD and must stay open until the final event (upcall_op_close() waits
+/// for operations on `olddirfd` only). A flag the file system does not know is -EINVAL. Since 0.1.
 #[unsafe(no_mangle)]
 pub extern "C" fn upcall_op_rename(
     olddirfd: i32,
@@ -129,7 +130,8 @@ pub extern "C" fn upcall_op_symlink(target: *const c_char, dirfd: i32, path: *co
 /// @brief linkat(2): result 0 when `new` is one more name of the file `old`. `flags`: 0, AT_SYMLINK_FOLLOW, AT_EMPTY_PATH
 /// (`old` is empty and `olddirfd` the file itself).
 ///
-/// Both paths are copied; each directory may be AT_FDCWD. Since 0.1.
+/// Both paths are copied; each directory may be AT_FDCWD and must stay open until the final event (upcall_op_close() waits
+/// for operations on `olddirfd` only). Since 0.1.
 #[unsafe(no_mangle)]
 pub extern "C" fn upcall_op_hardlink(
     olddirfd: i32,
