@@ -1174,8 +1174,7 @@ struct upcall_op upcall_op_statx(int32_t dirfd, const char *path, int32_t flags,
 /**
  * @brief renameat2(2): result 0 when `old` has the name `new`. `flags`: 0, RENAME_NOREPLACE, RENAME_EXCHANGE …
  *
- * Both paths are copied; each directory may be AT_FDCWD and must stay open until the final event (upcall_op_close() waits
- * for operations on `olddirfd` only). A flag the file system does not know is -EINVAL. Since 0.1.
+ * Both paths are copied; each directory may be AT_FDCWD. A flag the file system does not know is -EINVAL. Since 0.1.
  */
 struct upcall_op upcall_op_rename(int32_t olddirfd,
                                   const char *old,
@@ -1210,8 +1209,7 @@ struct upcall_op upcall_op_symlink(const char *target, int32_t dirfd, const char
  * @brief linkat(2): result 0 when `new` is one more name of the file `old`. `flags`: 0, AT_SYMLINK_FOLLOW, AT_EMPTY_PATH
  * (`old` is empty and `olddirfd` the file itself).
  *
- * Both paths are copied; each directory may be AT_FDCWD and must stay open until the final event (upcall_op_close() waits
- * for operations on `olddirfd` only). Since 0.1.
+ * Both paths are copied; each directory may be AT_FDCWD. Since 0.1.
  */
 struct upcall_op upcall_op_hardlink(int32_t olddirfd,
                                     const char *old,

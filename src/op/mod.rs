@@ -154,7 +154,7 @@ pub(crate) const EDGE: Facts = 1 << 19;
 pub(crate) const AMENDS_ALL: Facts = 1 << 20;
 /// Has no arguments.
 pub(crate) const NO_ARGS: Facts = 1 << 21;
-/// `arg2` is a second descriptor, and `offset` and `offset2`, unless they are [`CURRENT`], advance with progress.
+/// `arg2` is a second descriptor as `fd` is; `offset` and `offset2`, unless they are [`CURRENT`], advance with progress.
 pub(crate) const TWO_FDS: Facts = 1 << 22;
 /// UPCALL_ZEROCOPY is allowed.
 pub(crate) const CAN_ZEROCOPY: Facts = 1 << 23;

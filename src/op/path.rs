@@ -83,8 +83,7 @@ pub extern "C" fn upcall_op_statx(
 
 /// @brief renameat2(2): result 0 when `old` has the name `new`. `flags`: 0, RENAME_NOREPLACE, RENAME_EXCHANGE …
 ///
-/// Both paths are copied; each directory may be AT_FDCWD and must stay open until the final event (upcall_op_close() waits
-/// for operations on `olddirfd` only). A flag the file system does not know is -EINVAL. Since 0.1.
+/// Both paths are copied; each directory may be AT_FDCWD. A flag the file system does not know is -EINVAL. Since 0.1.
 #[unsafe(no_mangle)]
 pub extern "C" fn upcall_op_rename(
     olddirfd: i32,
@@ -97,8 +96,8 @@ pub extern "C" fn upcall_op_rename(
         fd: olddirfd,
         addr: old as u64,
         addr2: new as u64,
-        arg: newdirfd as u32,
-        arg2: flags,
+        arg: flags,
+        arg2: newdirfd as u32,
         ..blank(UPCALL_OP_RENAME)
     }
 }
@@ -130,8 +129,7 @@ pub extern "C" fn upcall_op_symlink(target: *const c_char, dirfd: i32, path: *co
 /// @brief linkat(2): result 0 when `new` is one more name of the file `old`. `flags`: 0, AT_SYMLINK_FOLLOW, AT_EMPTY_PATH
 /// (`old` is empty and `olddirfd` the file itself).
 ///
-/// Both paths are copied; each directory may be AT_FDCWD and must stay open until the final event (upcall_op_close() waits
-/// for operations on `olddirfd` only). Since 0.1.
+/// Both paths are copied; each directory may be AT_FDCWD. Since 0.1.
 #[unsafe(no_mangle)]
 pub extern "C" fn upcall_op_hardlink(
     olddirfd: i32,
@@ -144,8 +142,8 @@ pub extern "C" fn upcall_op_hardlink(
         fd: olddirfd,
         addr: old as u64,
         addr2: new as u64,
-        arg: newdirfd as u32,
-        arg2: flags as u32,
+        arg: flags as u32,
+        arg2: newdirfd as u32,
         ..blank(UPCALL_OP_HARDLINK)
     }
 }
@@ -279,11 +277,6 @@ fn keep_paths(args: &mut Args, side: &mut side::Side, _: bool) {
     args.addr2 = side.keep_path2(args.addr2);
 }
 
-/// The second directory of an operation on two paths.
-fn second_fd(args: &Args) -> i32 {
-    args.arg as i32
-}
-
 pub(super) const OPS: &[OpDef] = &[
     OpDef {
         kind: UPCALL_OP_OPEN,
@@ -361,17 +354,17 @@ pub(super) const OPS: &[OpDef] = &[
     OpDef {
         kind: UPCALL_OP_RENAME,
         name: "rename",
-        facts: DIRFD,
+        facts: DIRFD | TWO_FDS,
         check: Some(check_paths),
         copy: Some(keep_paths),
         opcode: Some(opcode::RenameAt::CODE),
         ring: form!(|args| {
-            opcode::RenameAt::new(types::Fd(args.fd()), args.ptr(), types::Fd(second_fd(args)), args.ptr2())
-                .flags(args.arg2)
+            opcode::RenameAt::new(types::Fd(args.fd()), args.ptr(), types::Fd(args.fd2()), args.ptr2())
+                .flags(args.arg)
                 .build()
         }),
         amend: Some(amend_paths),
-        block: Some(|args| sys::renameat2(args.fd(), args.ptr(), second_fd(args), args.ptr2(), args.arg2)),
+        block: Some(|args| sys::renameat2(args.fd(), args.ptr(), args.fd2(), args.ptr2(), args.arg)),
         ..OpDef::BASE
     },
     OpDef {
@@ -413,17 +406,17 @@ pub(super) const OPS: &[OpDef] = &[
     OpDef {
         kind: UPCALL_OP_HARDLINK,
         name: "hardlink",
-        facts: DIRFD,
+        facts: DIRFD | TWO_FDS,
         check: Some(check_paths),
         copy: Some(keep_paths),
         opcode: Some(opcode::LinkAt::CODE),
         ring: form!(|args| {
-            opcode::LinkAt::new(types::Fd(args.fd()), args.ptr(), types::Fd(second_fd(args)), args.ptr2())
-                .flags(args.arg2 as i32)
+            opcode::LinkAt::new(types::Fd(args.fd()), args.ptr(), types::Fd(args.fd2()), args.ptr2())
+                .flags(args.arg as i32)
                 .build()
         }),
         amend: Some(amend_paths),
-        block: Some(|args| sys::linkat(args.fd(), args.ptr(), second_fd(args), args.ptr2(), args.arg2 as i32)),
+        block: Some(|args| sys::linkat(args.fd(), args.ptr(), args.fd2(), args.ptr2(), args.arg as i32)),
         ..OpDef::BASE
     },
 ];

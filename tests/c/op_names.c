@@ -590,6 +590,41 @@ TEST(names_are_copied) {
     }
 }
 
+/* A close waits for what is in flight on a directory, the first or the second of an operation. */
+TEST(close_waits_for_both_directories) {
+    upcall_loop *loop = new_loop();
+    enter_scratch();
+    CHECK(mkdir("a", 0700) == 0 && mkdir("b", 0700) == 0);
+    for (int round = 0; round < 100; round++) {
+        struct recorder rec = {0};
+        upcall_id ids[4];
+        int a = open("a", O_RDONLY | O_DIRECTORY | O_CLOEXEC), b = open("b", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+        int file = openat(a, "file", O_CREAT | O_RDWR | O_CLOEXEC, 0600);
+        close(file);
+        upcall_op first[2] = {upcall_op_hardlink(a, "file", b, "linked", 0), upcall_op_rename(a, "file", b, "moved", 0)};
+        upcall_op closes[2] = {upcall_op_close(b), upcall_op_close(a)};
+        first[0].flags = UPCALL_LINK_ALWAYS;
+        submit_many(loop, first, 2, &rec, ids);
+        if (round % 2)
+            CHECK(upcall_poll(loop, 0) >= 0);
+        submit_many(loop, closes, 2, &rec, ids + 2);
+        run_finals(loop, &rec, 4);
+        check_finals(&rec, ids, 4);
+        for (size_t i = 0; i < 4; i++)
+            CHECK(final_of(&rec, ids[i]).result == 0 || (i < 2 && final_of(&rec, ids[i]).result == -ECANCELED));
+        CHECK(order_of(&rec, ids[2]) > order_of(&rec, ids[1]) && order_of(&rec, ids[3]) > order_of(&rec, ids[1]));
+        CHECK(!is_open(a) && !is_open(b));
+        CHECK_EQ(access("b/linked", F_OK) == 0, final_of(&rec, ids[0]).result == 0);
+        CHECK_EQ(access("b/moved", F_OK) == 0, final_of(&rec, ids[1]).result == 0);
+        unlink("a/file");
+        unlink("b/linked");
+        unlink("b/moved");
+        forget(&rec);
+    }
+    leave_scratch();
+    free_loop(loop);
+}
+
 /* ---- openat2. ---- */
 
 /* The answers of openat2(2), in a directory with links that lead out of it and round in it. */
