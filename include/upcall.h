@@ -40,6 +40,7 @@
 struct addrinfo;
 struct statx;
 struct timespec;
+struct open_how;
 
 /** @brief One nanosecond: the unit of every time in this library. */
 #define UPCALL_NANOSECOND UINT64_C(1)
@@ -84,8 +85,9 @@ struct timespec;
 #define UPCALL_FULL 1
 
 /**
- * One submit, many events: each but the final one carries UPCALL_MORE. For accept, recv, recvmsg, poll, sleep. It ends
- * when cancelled, at end of stream (result 0), or at an error. recv and recvmsg need upcall_op.buffers.
+ * One submit, many events: each but the final one carries UPCALL_MORE. For accept, recv, recvmsg, readdir, poll,
+ * sleep. It ends when cancelled, at end of stream (result 0), or at an error. recv, recvmsg and readdir need
+ * upcall_op.buffers.
  */
 #define UPCALL_MULTISHOT 2
 
@@ -359,7 +361,7 @@ typedef struct upcall_op {
      */
     uint64_t timeout_ns;
     /**
-     * recv, recvmsg, read: pick the buffer from this pool when data is there. NULL: use the op's own.
+     * recv, recvmsg, read, readdir: pick the buffer from this pool when data is there. NULL: use the op's own.
      */
     struct upcall_buffers *buffers;
     /**
@@ -489,6 +491,29 @@ typedef struct upcall_stats {
 typedef int64_t (*upcall_work_fn)(void *arg);
 
 /**
+ * What upcall_op_readdir() puts into a buffer, one after the other: a struct linux_dirent64 of getdents64(2). The name comes
+ * after it: upcall_dirent_next() walks, upcall_dirent_name() names.
+ */
+typedef struct upcall_dirent {
+    /**
+     * Inode number.
+     */
+    uint64_t ino;
+    /**
+     * Where the directory's next entry is, for lseek(2); of no other use.
+     */
+    int64_t off;
+    /**
+     * Bytes of this record, the name and its padding included.
+     */
+    uint16_t reclen;
+    /**
+     * DT_REG, DT_DIR … of <dirent.h>; DT_UNKNOWN where the file system does not tell.
+     */
+    uint8_t type;
+} upcall_dirent;
+
+/**
  * What a buffer lent by recvmsg begins with. After it: upcall_msg_name(), upcall_msg_control(), upcall_msg_payload().
  */
 typedef struct upcall_msg {
@@ -538,6 +563,11 @@ typedef struct upcall_msg {
 #define UPCALL_OP_GETADDRINFO 81
 
 /**
+ * Kind of upcall_op_readdir().
+ */
+#define UPCALL_OP_READDIR 33
+
+/**
  * Kind of upcall_op_pread().
  */
 #define UPCALL_OP_PREAD 8
@@ -546,6 +576,16 @@ typedef struct upcall_msg {
  * Kind of upcall_op_pwrite().
  */
 #define UPCALL_OP_PWRITE 9
+
+/**
+ * Kind of upcall_op_preadv().
+ */
+#define UPCALL_OP_PREADV 10
+
+/**
+ * Kind of upcall_op_pwritev().
+ */
+#define UPCALL_OP_PWRITEV 11
 
 /**
  * Kind of upcall_op_fsync().
@@ -558,9 +598,39 @@ typedef struct upcall_msg {
 #define UPCALL_OP_FDATASYNC 13
 
 /**
+ * Kind of upcall_op_sync_range().
+ */
+#define UPCALL_OP_SYNC_RANGE 14
+
+/**
+ * Kind of upcall_op_fallocate().
+ */
+#define UPCALL_OP_FALLOCATE 15
+
+/**
+ * Kind of upcall_op_ftruncate().
+ */
+#define UPCALL_OP_FTRUNCATE 16
+
+/**
+ * Kind of upcall_op_fadvise().
+ */
+#define UPCALL_OP_FADVISE 17
+
+/**
+ * Kind of upcall_op_madvise().
+ */
+#define UPCALL_OP_MADVISE 18
+
+/**
  * Kind of upcall_op_open().
  */
 #define UPCALL_OP_OPEN 20
+
+/**
+ * Kind of upcall_op_openat2().
+ */
+#define UPCALL_OP_OPENAT2 21
 
 /**
  * Kind of upcall_op_close().
@@ -571,6 +641,31 @@ typedef struct upcall_msg {
  * Kind of upcall_op_statx().
  */
 #define UPCALL_OP_STATX 23
+
+/**
+ * Kind of upcall_op_rename().
+ */
+#define UPCALL_OP_RENAME 24
+
+/**
+ * Kind of upcall_op_unlink().
+ */
+#define UPCALL_OP_UNLINK 25
+
+/**
+ * Kind of upcall_op_mkdir().
+ */
+#define UPCALL_OP_MKDIR 26
+
+/**
+ * Kind of upcall_op_symlink().
+ */
+#define UPCALL_OP_SYMLINK 27
+
+/**
+ * Kind of upcall_op_hardlink().
+ */
+#define UPCALL_OP_HARDLINK 28
 
 /**
  * Kind of upcall_op_nop().
@@ -706,6 +801,26 @@ typedef struct upcall_msg {
  * Kind of upcall_op_sendfile().
  */
 #define UPCALL_OP_SENDFILE 34
+
+/**
+ * Kind of upcall_op_getxattr().
+ */
+#define UPCALL_OP_GETXATTR 29
+
+/**
+ * Kind of upcall_op_setxattr().
+ */
+#define UPCALL_OP_SETXATTR 30
+
+/**
+ * Kind of upcall_op_fgetxattr().
+ */
+#define UPCALL_OP_FGETXATTR 31
+
+/**
+ * Kind of upcall_op_fsetxattr().
+ */
+#define UPCALL_OP_FSETXATTR 32
 
 #ifdef __cplusplus
 extern "C" {
@@ -1002,6 +1117,36 @@ struct upcall_op upcall_op_getaddrinfo(const char *node,
                                        struct addrinfo **out);
 
 /**
+ * @brief getdents64(2): fills `buf` with the next entries of the open directory `fd`, "." and ".." among them, in the
+ * directory's own order. Result: the bytes of the records, to be walked by upcall_dirent_next(); 0 at the end.
+ *
+ * It uses and moves the descriptor's own position: the loop runs such operations on one descriptor one at a time, in
+ * submission order. `buf`, aligned as a uint64_t, is borrowed until the final event; NULL with upcall_op.buffers. With
+ * UPCALL_MULTISHOT, which needs them, each event lends a buffer of records until the final event has result 0.
+ *
+ * No room for the next entry is -EINVAL (280 bytes hold any of common file systems); what is no directory is -ENOTDIR; a
+ * directory that was removed is -ENOENT. Since 0.1.
+ */
+struct upcall_op upcall_op_readdir(int32_t fd,
+                                   void *buf,
+                                   size_t len);
+
+/**
+ * @brief Walks the records that upcall_op_readdir() put in `buf`: `result` is the event's, `previous` the record before, NULL
+ * for the first. NULL when there is none. What does not look like a record within `result` bytes ends the walk.
+ *
+ * `for (const upcall_dirent *d = NULL; (d = upcall_dirent_next(event->buffer, event->result, d));)`. Since 0.1.
+ */
+const struct upcall_dirent *upcall_dirent_next(const void *buf,
+                                               int64_t result,
+                                               const struct upcall_dirent *previous);
+
+/**
+ * @brief The name of an entry, in the buffer of its record. Since 0.1.
+ */
+const char *upcall_dirent_name(const struct upcall_dirent *entry);
+
+/**
  * @brief pread(2): up to `len` bytes from `offset` of a file into `buf`. The rule for files: no shared position.
  *
  * `buf` is borrowed until the final event. Result: bytes read, 0 at end of file. A stream is -ESPIPE, a negative offset
@@ -1018,6 +1163,32 @@ struct upcall_op upcall_op_pread(int32_t fd, void *buf, size_t len, int64_t offs
 struct upcall_op upcall_op_pwrite(int32_t fd, const void *buf, size_t len, int64_t offset);
 
 /**
+ * @brief preadv2(2): as upcall_op_pread() into `n` parts, at most 1024.
+ *
+ * The array is copied; the memory its entries name is borrowed until the final event. `rwf_flags`: RWF_DSYNC, RWF_APPEND …
+ * of <sys/uio.h>; what the kernel or the file system does not know is -EOPNOTSUPP. RWF_NOWAIT is -EINVAL: an operation
+ * waits. Since 0.1.
+ */
+struct upcall_op upcall_op_preadv(int32_t fd,
+                                  const struct iovec *iov,
+                                  size_t n,
+                                  int64_t offset,
+                                  int32_t rwf_flags);
+
+/**
+ * @brief pwritev2(2): as upcall_op_pwrite() from `n` parts, at most 1024; with RWF_APPEND to the end of the file, wherever
+ * that is.
+ *
+ * The array is copied; the memory its entries name is borrowed until the final event. `rwf_flags` as for
+ * upcall_op_preadv(). Since 0.1.
+ */
+struct upcall_op upcall_op_pwritev(int32_t fd,
+                                   const struct iovec *iov,
+                                   size_t n,
+                                   int64_t offset,
+                                   int32_t rwf_flags);
+
+/**
  * @brief fsync(2): result 0 when the file's data and metadata are on the device. Since 0.1.
  */
 struct upcall_op upcall_op_fsync(int32_t fd);
@@ -1028,12 +1199,71 @@ struct upcall_op upcall_op_fsync(int32_t fd);
 struct upcall_op upcall_op_fdatasync(int32_t fd);
 
 /**
+ * @brief sync_file_range(2): result 0 when what `flags` (SYNC_FILE_RANGE_WRITE …) asks for is done with the `len` bytes at
+ * `offset`; a `len` of 0 reaches to the end of the file. It makes nothing durable by itself: see its manual page.
+ *
+ * A stream is -ESPIPE; a negative offset or length is -EINVAL. Since 0.1.
+ */
+struct upcall_op upcall_op_sync_range(int32_t fd,
+                                      int64_t offset,
+                                      int64_t len,
+                                      uint32_t flags);
+
+/**
+ * @brief fallocate(2): result 0 when the `len` bytes at `offset` have room on the disk, or what else `mode`
+ * (FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE …) asks for.
+ *
+ * A mode the file system does not know is -EOPNOTSUPP; past RLIMIT_FSIZE it is -EFBIG and no signal is raised; no room is
+ * -ENOSPC; a negative offset, or a length below 1, is -EINVAL. Since 0.1.
+ */
+struct upcall_op upcall_op_fallocate(int32_t fd,
+                                     int32_t mode,
+                                     int64_t offset,
+                                     int64_t len);
+
+/**
+ * @brief ftruncate(2): result 0 when the file has `len` bytes. A negative length, or a descriptor not open for writing, is
+ * -EINVAL; past RLIMIT_FSIZE it is -EFBIG and no signal is raised. Since 0.1.
+ */
+struct upcall_op upcall_op_ftruncate(int32_t fd,
+                                     int64_t len);
+
+/**
+ * @brief posix_fadvise(2): tells the kernel how the `len` bytes at `offset` will be used: POSIX_FADV_WILLNEED,
+ * POSIX_FADV_DONTNEED …; a `len` of 0 reaches to the end of the file. Result 0, or a negative errno: -EINVAL for an
+ * unknown advice, -ESPIPE for a pipe. A negative offset or length is -EINVAL. Since 0.1.
+ */
+struct upcall_op upcall_op_fadvise(int32_t fd, int64_t offset, int64_t len, int32_t advice);
+
+/**
+ * @brief madvise(2): tells the kernel how the `len` bytes of memory at `addr`, the start of a page, will be used:
+ * MADV_WILLNEED, MADV_DONTNEED, MADV_POPULATE_READ … Result 0.
+ *
+ * The memory is borrowed until the final event: it must stay mapped. -ENOMEM where nothing is mapped; -EINVAL for an
+ * unknown advice or an address inside a page. Since 0.1.
+ */
+struct upcall_op upcall_op_madvise(void *addr, size_t len, int32_t advice);
+
+/**
  * @brief openat(2): result: a descriptor, close-on-exec. `dirfd` may be AT_FDCWD; `mode` counts with O_CREAT and
  * O_TMPFILE only.
  *
  * `path` is copied. Opening a FIFO may wait for the other side without limit; it can be cancelled. Since 0.1.
  */
 struct upcall_op upcall_op_open(int32_t dirfd, const char *path, int32_t flags, uint32_t mode);
+
+/**
+ * @brief openat2(2): as upcall_op_open(), with `how->resolve` (RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS …). Result: a
+ * descriptor, close-on-exec whatever `how->flags` says.
+ *
+ * `path` and `how` are copied. `size` is sizeof *how: less than the first version's 24 is -EINVAL, fields after these that
+ * are not zero are -E2BIG. RESOLVE_CACHED is -EINVAL: an operation waits. A kernel without the call (before 5.6) is
+ * -EOPNOTSUPP. Since 0.1.
+ */
+struct upcall_op upcall_op_openat2(int32_t dirfd,
+                                   const char *path,
+                                   const struct open_how *how,
+                                   size_t size);
 
 /**
  * @brief close(2), safely: first asks every operation of this loop in flight on `fd` to end, waits for their final events
@@ -1051,6 +1281,52 @@ struct upcall_op upcall_op_close(int32_t fd);
  * event. Since 0.1.
  */
 struct upcall_op upcall_op_statx(int32_t dirfd, const char *path, int32_t flags, uint32_t mask, struct statx *statxbuf);
+
+/**
+ * @brief renameat2(2): result 0 when `old` has the name `new`. `flags`: 0, RENAME_NOREPLACE, RENAME_EXCHANGE …
+ *
+ * Both paths are copied; each directory may be AT_FDCWD. A flag the file system does not know is -EINVAL. Since 0.1.
+ */
+struct upcall_op upcall_op_rename(int32_t olddirfd,
+                                  const char *old,
+                                  int32_t newdirfd,
+                                  const char *new_,
+                                  uint32_t flags);
+
+/**
+ * @brief unlinkat(2): result 0 when the name is gone; with AT_REMOVEDIR in `flags` that of an empty directory, as rmdir(2).
+ *
+ * `path` is copied; `dirfd` may be AT_FDCWD. Since 0.1.
+ */
+struct upcall_op upcall_op_unlink(int32_t dirfd,
+                                  const char *path,
+                                  int32_t flags);
+
+/**
+ * @brief mkdirat(2): result 0 when the directory is made, with the permissions of `mode` that the umask leaves.
+ *
+ * `path` is copied; `dirfd` may be AT_FDCWD. Since 0.1.
+ */
+struct upcall_op upcall_op_mkdir(int32_t dirfd, const char *path, uint32_t mode);
+
+/**
+ * @brief symlinkat(2): result 0 when `path` is a symbolic link to `target`, which need not exist.
+ *
+ * `target` and `path` are copied; `dirfd`, which `path` is relative to, may be AT_FDCWD. Since 0.1.
+ */
+struct upcall_op upcall_op_symlink(const char *target, int32_t dirfd, const char *path);
+
+/**
+ * @brief linkat(2): result 0 when `new` is one more name of the file `old`. `flags`: 0, AT_SYMLINK_FOLLOW, AT_EMPTY_PATH
+ * (`old` is empty and `olddirfd` the file itself).
+ *
+ * Both paths are copied; each directory may be AT_FDCWD. Since 0.1.
+ */
+struct upcall_op upcall_op_hardlink(int32_t olddirfd,
+                                    const char *old,
+                                    int32_t newdirfd,
+                                    const char *new_,
+                                    int32_t flags);
 
 /**
  * @brief Does nothing: result 0. Since 0.1.
@@ -1309,6 +1585,37 @@ struct upcall_op upcall_op_copy_range(int32_t in,
                                       int64_t off_out,
                                       size_t len,
                                       uint32_t flags);
+
+/**
+ * @brief getxattr(2): result: the length of the value of the extended attribute `name` of the file `path`, put into
+ * `value`. With a `size` of 0 the length alone.
+ *
+ * `path` and `name` are copied; `value` is borrowed until the final event. No such attribute is -ENODATA; a value longer
+ * than `size` is -ERANGE; a file system without attributes is -EOPNOTSUPP. Since 0.1.
+ */
+struct upcall_op upcall_op_getxattr(const char *path,
+                                    const char *name,
+                                    void *value,
+                                    size_t size);
+
+/**
+ * @brief setxattr(2): result 0 when the extended attribute `name` of the file `path` has the `size` bytes of `value`.
+ * `flags`: 0, XATTR_CREATE (-EEXIST where it is there), XATTR_REPLACE (-ENODATA where it is not).
+ *
+ * `path`, `name` and `value` are copied. More than XATTR_SIZE_MAX (65536) bytes are -E2BIG, a name of more than
+ * XATTR_NAME_MAX (255) is -ERANGE. Since 0.1.
+ */
+struct upcall_op upcall_op_setxattr(const char *path, const char *name, const void *value, size_t size, int32_t flags);
+
+/**
+ * @brief fgetxattr(2): as upcall_op_getxattr(), of the open file `fd`. Since 0.1.
+ */
+struct upcall_op upcall_op_fgetxattr(int32_t fd, const char *name, void *value, size_t size);
+
+/**
+ * @brief fsetxattr(2): as upcall_op_setxattr(), of the open file `fd`. Since 0.1.
+ */
+struct upcall_op upcall_op_fsetxattr(int32_t fd, const char *name, const void *value, size_t size, int32_t flags);
 
 #ifdef __cplusplus
 }  // extern "C"

@@ -33,8 +33,9 @@ pub type upcall_kind = u32;
 /// then upcall_event.transferred says how much. For read, write, recv, send and their vector and positional forms; on a
 /// message socket it is one message. Not with buffers or UPCALL_MULTISHOT.
 pub const UPCALL_FULL: u32 = 1;
-/// One submit, many events: each but the final one carries UPCALL_MORE. For accept, recv, recvmsg, poll, sleep. It ends
-/// when cancelled, at end of stream (result 0), or at an error. recv and recvmsg need upcall_op.buffers.
+/// One submit, many events: each but the final one carries UPCALL_MORE. For accept, recv, recvmsg, readdir, poll,
+/// sleep. It ends when cancelled, at end of stream (result 0), or at an error. recv, recvmsg and readdir need
+/// upcall_op.buffers.
 pub const UPCALL_MULTISHOT: u32 = 2;
 /// The next op of this submit starts only when this one succeeded in full (all bytes asked for, or result >= 0 for what
 /// moves none); otherwise the rest of the chain ends in -ECANCELED. Not on the last op, nor on a multishot.
@@ -154,7 +155,7 @@ pub struct upcall_op {
     /// Nanoseconds until the clock cancels it (-ETIMEDOUT with UPCALL_EXPIRED); 0: never. Counted from acceptance, or from
     /// when a link or drain lets it start. With UPCALL_MULTISHOT an idle limit, restarted by each event.
     pub timeout_ns: u64,
-    /// recv, recvmsg, read: pick the buffer from this pool when data is there. NULL: use the op's own.
+    /// recv, recvmsg, read, readdir: pick the buffer from this pool when data is there. NULL: use the op's own.
     pub buffers: *mut upcall_buffers,
     /// With buffers: pause while so many of them are lent to this op's events; 0: no limit.
     pub lend_max: u32,
@@ -260,6 +261,21 @@ pub struct upcall_msg {
     pub flags: u32,
 }
 
+/// What upcall_op_readdir() puts into a buffer, one after the other: a struct linux_dirent64 of getdents64(2). The name comes
+/// after it: upcall_dirent_next() walks, upcall_dirent_name() names.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct upcall_dirent {
+    /// Inode number.
+    pub ino: u64,
+    /// Where the directory's next entry is, for lseek(2); of no other use.
+    pub off: i64,
+    /// Bytes of this record, the name and its padding included.
+    pub reclen: u16,
+    /// DT_REG, DT_DIR … of <dirent.h>; DT_UNKNOWN where the file system does not tell.
+    pub r#type: u8,
+}
+
 /// The version is written once, in Cargo.toml; the header's numbers must agree with it.
 const fn number(text: &str) -> u32 {
     let (mut value, mut at) = (0, 0);
@@ -293,3 +309,4 @@ const _: () = assert!(
 const _: () = assert!(size_of::<upcall_op>() == 128 && align_of::<upcall_op>() == 8);
 const _: () = assert!(size_of::<upcall_event>() == 64 && align_of::<upcall_event>() == 8);
 const _: () = assert!(size_of::<upcall_msg>() == 16);
+const _: () = assert!(size_of::<upcall_dirent>() == 24 && std::mem::offset_of!(upcall_dirent, r#type) == 18);

@@ -370,7 +370,7 @@ impl<D: Driver> Engine<D> {
         }
         if def.is(op::TWO_FDS) {
             let second = self.core.slots[index].args.fd2();
-            if second < 0 || self.core.descriptors.is_closing(second) {
+            if !def.is(op::DIRFD) && (second < 0 || self.core.descriptors.is_closing(second)) {
                 return self.finish(index, -i64::from(libc::EBADF));
             }
             self.core.shared.seconds.insert(second, self.core.slots[index].id());

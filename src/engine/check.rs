@@ -96,7 +96,7 @@ fn options(operation: &upcall_op, def: &OpDef, last: bool, shared: &Arc<Shared>)
         return refuse("flags has UPCALL_FULL, which is for reads, writes, receives and sends");
     }
     if has(UPCALL_MULTISHOT) && !def.is(op::CAN_MULTI) {
-        return refuse("flags has UPCALL_MULTISHOT, which is for accept, recv, recvmsg, poll and sleep");
+        return refuse("flags has UPCALL_MULTISHOT, which is for accept, recv, recvmsg, readdir, poll and sleep");
     }
     if has(UPCALL_ZEROCOPY) && !def.is(op::CAN_ZEROCOPY) {
         return refuse("flags has UPCALL_ZEROCOPY, which is for send and sendmsg");
@@ -123,7 +123,7 @@ fn options(operation: &upcall_op, def: &OpDef, last: bool, shared: &Arc<Shared>)
         return Ok(());
     }
     if !def.is(op::CAN_LEND) {
-        return refuse("buffers are for recv, recvmsg and read");
+        return refuse("buffers are for recv, recvmsg, read and readdir");
     }
     if operation.addr != 0 && !def.is(op::MESSAGE) {
         return refuse("buf must be NULL when buffers is set");

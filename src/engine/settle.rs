@@ -585,10 +585,13 @@ impl<D: Driver> Engine<D> {
         }
         let (number, place) = self.core.side_of(index).map(|side| (side.group, side.place))?;
         let number = number?;
-        let full = !def.is(op::MOVES) || self.core.side_of(index).is_some_and(|side| side.pool.is_some()) || {
-            let ended_by_engine = self.core.slots[index].state == State::Ended;
-            ended_by_engine || self.core.left(index) <= part
-        };
+        let full = !def.is(op::MOVES)
+            || def.is(op::RECORDS)
+            || self.core.side_of(index).is_some_and(|side| side.pool.is_some())
+            || {
+                let ended_by_engine = self.core.slots[index].state == State::Ended;
+                ended_by_engine || self.core.left(index) <= part
+            };
         let mut steps = Steps::default();
         let group = &mut self.groups[number as usize];
         group.ended(place, result >= 0 && full, &mut steps);

@@ -6,6 +6,7 @@
 //! Entries are data that the engine and the drivers read. They know slots, callbacks and queues by no name.
 
 mod compute;
+mod directory;
 mod file;
 mod path;
 mod readiness;
@@ -13,6 +14,7 @@ mod socket;
 mod stream;
 mod time;
 mod transfer;
+mod xattr;
 
 pub(crate) mod side;
 
@@ -156,12 +158,16 @@ pub(crate) const AMENDS_ALL: Facts = 1 << 20;
 pub(crate) const GIVEN_UP: Facts = 1 << 27;
 /// Has no arguments.
 pub(crate) const NO_ARGS: Facts = 1 << 21;
-/// `arg2` is a second descriptor, and `offset` and `offset2`, unless they are [`CURRENT`], advance with progress.
+/// `arg2` is a second descriptor as `fd` is; `offset` and `offset2`, unless they are [`CURRENT`], advance with progress.
 pub(crate) const TWO_FDS: Facts = 1 << 22;
 /// UPCALL_ZEROCOPY is allowed.
 pub(crate) const CAN_ZEROCOPY: Facts = 1 << 23;
 /// A write whose reader may be gone: the ring would raise SIGPIPE.
 pub(crate) const PIPE_SIGNAL: Facts = 1 << 18;
+/// What it moves is records, as many as fit: a link goes on after any number of them.
+pub(crate) const RECORDS: Facts = 1 << 28;
+/// Its native form has 32 bits for the length: a longer one goes another way.
+pub(crate) const NARROW: Facts = 1 << 29;
 
 /// Writes an entry where the kernel will read it: made elsewhere and copied it costs 20 ns more.
 pub(crate) type RingForm = fn(&Args, &mut std::mem::MaybeUninit<Entry>);
@@ -278,8 +284,18 @@ pub(crate) const KINDS: usize = 128;
 const _: () = assert!(size_of::<OpDef>() == 128);
 
 static CATALOGUE: [OpDef; KINDS] = {
-    let families: [&[OpDef]; 8] =
-        [stream::OPS, file::OPS, path::OPS, socket::OPS, readiness::OPS, time::OPS, compute::OPS, transfer::OPS];
+    let families: [&[OpDef]; 10] = [
+        stream::OPS,
+        file::OPS,
+        path::OPS,
+        directory::OPS,
+        xattr::OPS,
+        socket::OPS,
+        readiness::OPS,
+        time::OPS,
+        compute::OPS,
+        transfer::OPS,
+    ];
     let mut table = [OpDef::BASE; KINDS];
     let mut family = 0;
     while family < families.len() {
@@ -396,6 +412,14 @@ pub(crate) fn check_path(address: u64, what: &'static str) -> Checked {
         return refuse(libc::ENAMETOOLONG, format!("{what} is longer than PATH_MAX (4096)"));
     }
     Ok(())
+}
+
+/// A number that the program gave as a signed one.
+pub(crate) fn check_not_negative(number: u64, what: &'static str) -> Checked {
+    match number as i64 {
+        negative @ ..0 => invalid(format!("{what} is {negative}, less than 0")),
+        _ => Ok(()),
+    }
 }
 
 /// A socket address that is copied.

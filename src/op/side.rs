@@ -143,10 +143,24 @@ impl Side {
         &raw mut self.statx as u64
     }
 
-    /// Copies a second path and returns where the copy is.
-    #[allow(dead_code, reason = "for operations with two paths")]
+    /// Copies a second path, or a name, and returns where the copy is.
     pub fn keep_path2(&mut self, address: u64) -> u64 {
         keep_string(&mut self.path2, address)
+    }
+
+    /// Copies an open_how, close-on-exec added, and returns where the copy is.
+    pub fn keep_how(&mut self, address: u64) -> u64 {
+        let How { flags, mode, resolve } = how(address);
+        self.control.clear();
+        self.control.extend([flags | libc::O_CLOEXEC as u64, mode, resolve].into_iter().flat_map(u64::to_ne_bytes));
+        self.control.as_ptr() as u64
+    }
+
+    /// Copies bytes and returns where the copy is.
+    pub fn keep_bytes(&mut self, address: u64, len: u64) -> u64 {
+        self.control.clear();
+        self.control.extend_from_slice(bytes(address, len));
+        self.control.as_ptr() as u64
     }
 
     /// Copies a socket address and returns where the copy is.
@@ -253,6 +267,31 @@ fn keep_string(into: &mut Vec<u8>, address: u64) -> u64 {
 pub(crate) fn string_len(address: u64) -> usize {
     // SAFETY: the program passed a NUL-terminated string (checked: not NULL); strnlen stops at PATH_MAX.
     unsafe { libc::strnlen(address as usize as *const c_char, libc::PATH_MAX as usize) }
+}
+
+/// Bytes of the program's.
+pub(crate) fn bytes<'a>(address: u64, len: u64) -> &'a [u8] {
+    if address == 0 || len == 0 {
+        return &[];
+    }
+    // SAFETY: the program passed `len` readable bytes at `address` (checked: not NULL, a bounded length); they are only read
+    // while the call that passed them runs.
+    unsafe { std::slice::from_raw_parts(address as usize as *const u8, len as usize) }
+}
+
+/// What of struct open_how this library knows: all there was when it was new.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct How {
+    pub flags: u64,
+    pub mode: u64,
+    pub resolve: u64,
+}
+
+/// The program's open_how.
+pub(crate) fn how(address: u64) -> How {
+    // SAFETY: the program passed a readable open_how (checked: not NULL, at least this long); reading it is a plain copy.
+    unsafe { std::ptr::read_unaligned(address as usize as *const How) }
 }
 
 /// The program's iovec array.

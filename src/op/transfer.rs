@@ -128,7 +128,7 @@ fn when_ready(args: &Args, call: fn(&Args) -> i64) -> Decision {
     if args.len > 0 && (may_wait(input) || may_wait(output)) {
         return Decision::Own;
     }
-    match sys::thread::without_sigpipe(|| call(args)) {
+    match sys::thread::without_write_signals(|| call(args)) {
         // Both ends said yes: a pipe in use by another, or room for less than a page.
         again if again == -i64::from(libc::EAGAIN) => Decision::Later,
         result => Decision::Done(result),

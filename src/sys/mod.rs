@@ -28,6 +28,16 @@ pub(crate) fn errno() -> i32 {
     unsafe { *libc::__errno_location() }
 }
 
+/// posix_fadvise(3) returns its errno instead of setting it.
+fn returned(error: i32) -> i32 {
+    if error == 0 {
+        return 0;
+    }
+    // SAFETY: __errno_location returns a valid pointer to this thread's errno.
+    unsafe { *libc::__errno_location() = error };
+    -1
+}
+
 /// A system call whose pointers, if any, are the operation's: the program or its side block keeps them valid until the
 /// final event (the one safety argument of the crate).
 macro_rules! call {
@@ -48,9 +58,25 @@ call! {
     pread(fd: i32, buf: *mut c_void, len: usize, offset: i64) = libc::pread(fd, buf, len, offset) as i64;
     pwrite(fd: i32, buf: *const c_void, len: usize, offset: i64) = libc::pwrite(fd, buf, len, offset) as i64;
     fsync(fd: i32) = libc::fsync(fd);
+    sync_file_range(fd: i32, offset: i64, len: i64, flags: u32) = libc::sync_file_range(fd, offset, len, flags);
+    fallocate(fd: i32, mode: i32, offset: i64, len: i64) = libc::fallocate(fd, mode, offset, len);
+    ftruncate(fd: i32, len: i64) = libc::ftruncate(fd, len);
+    fadvise(fd: i32, offset: i64, len: i64, advice: i32) = returned(libc::posix_fadvise(fd, offset, len, advice));
+    madvise(addr: *mut c_void, len: usize, advice: i32) = libc::madvise(addr, len, advice);
     fdatasync(fd: i32) = libc::fdatasync(fd);
     openat(dirfd: i32, path: *const c_char, flags: i32, mode: u32) = libc::openat(dirfd, path, flags, mode);
+    openat2(dirfd: i32, path: *const c_char, how: *const c_void, size: usize) = libc::syscall(libc::SYS_openat2, dirfd, path, how, size);
     close(fd: i32) = libc::close(fd);
+    renameat2(olddirfd: i32, old: *const c_char, newdirfd: i32, new: *const c_char, flags: u32) = libc::syscall(libc::SYS_renameat2, olddirfd, old, newdirfd, new, flags);
+    unlinkat(dirfd: i32, path: *const c_char, flags: i32) = libc::unlinkat(dirfd, path, flags);
+    mkdirat(dirfd: i32, path: *const c_char, mode: u32) = libc::mkdirat(dirfd, path, mode);
+    symlinkat(target: *const c_char, dirfd: i32, path: *const c_char) = libc::symlinkat(target, dirfd, path);
+    linkat(olddirfd: i32, old: *const c_char, newdirfd: i32, new: *const c_char, flags: i32) = libc::linkat(olddirfd, old, newdirfd, new, flags);
+    getdents64(fd: i32, buf: *mut c_void, len: u32) = libc::syscall(libc::SYS_getdents64, fd, buf, len);
+    getxattr(path: *const c_char, name: *const c_char, value: *mut c_void, size: usize) = libc::getxattr(path, name, value, size) as i64;
+    setxattr(path: *const c_char, name: *const c_char, value: *const c_void, size: usize, flags: i32) = libc::setxattr(path, name, value, size, flags);
+    fgetxattr(fd: i32, name: *const c_char, value: *mut c_void, size: usize) = libc::fgetxattr(fd, name, value, size) as i64;
+    fsetxattr(fd: i32, name: *const c_char, value: *const c_void, size: usize, flags: i32) = libc::fsetxattr(fd, name, value, size, flags);
     statx(dirfd: i32, path: *const c_char, flags: i32, mask: u32, out: *mut libc::statx) = libc::statx(dirfd, path, flags, mask, out);
     socket(domain: i32, kind: i32, protocol: i32) = libc::socket(domain, kind, protocol);
     bind(fd: i32, addr: *const sockaddr, len: socklen_t) = libc::bind(fd, addr, len);
@@ -230,6 +256,14 @@ pub(crate) fn is_at_end(fd: i32, offset: u64) -> bool {
     }
 }
 
+/// A file or disk opened with O_DIRECT: its reader waits for the device, RWF_NOWAIT or not (6.18). On a pipe the flag means
+/// something else.
+pub(crate) fn is_direct_file(fd: i32) -> bool {
+    // SAFETY: no pointers.
+    let flags = unsafe { libc::fcntl(fd, libc::F_GETFL) };
+    flags >= 0 && flags & libc::O_DIRECT != 0 && is_file(fd)
+}
+
 /// O_NONBLOCK is set.
 pub(crate) fn is_nonblocking(fd: i32) -> bool {
     // SAFETY: no pointers.
@@ -364,15 +398,23 @@ pub(crate) fn write_nowait(fd: i32, iov: *const iovec, count: usize) -> i64 {
         return -i64::from(libc::EOPNOTSUPP);
     }
     match rwf_nosignal() {
-        0 => thread::without_sigpipe(|| pwritev2(fd, iov, count, -1, RWF_NOWAIT)),
+        0 => thread::without_write_signals(|| pwritev2(fd, iov, count, -1, RWF_NOWAIT)),
         flag => pwritev2(fd, iov, count, -1, RWF_NOWAIT | flag),
     }
 }
 
+/// The bytes the parts name.
+pub(crate) fn total_of(iov: *const iovec, count: usize) -> u64 {
+    if count == 0 {
+        return 0;
+    }
+    // SAFETY: the operation's own vector.
+    unsafe { std::slice::from_raw_parts(iov, count) }.iter().map(|part| part.iov_len as u64).sum()
+}
+
 /// The parts have no bytes.
 pub(crate) fn is_empty(iov: *const iovec, count: usize) -> bool {
-    // SAFETY: the operation's own vector.
-    count == 0 || unsafe { std::slice::from_raw_parts(iov, count) }.iter().all(|part| part.iov_len == 0)
+    total_of(iov, count) == 0
 }
 
 /// A write of no bytes: an empty message on a socket, nothing elsewhere. The vector calls return before they reach a socket.
@@ -388,7 +430,14 @@ pub(crate) fn write_nothing(fd: i32) -> i64 {
 
 /// writev(2) without SIGPIPE. Library threads block the signal anyway; the loop's thread calls it for O_NONBLOCK only.
 pub(crate) fn writev(fd: i32, iov: *const iovec, count: usize) -> i64 {
-    thread::without_sigpipe(|| writev_raw(fd, iov, count))
+    thread::without_write_signals(|| writev_raw(fd, iov, count))
+}
+
+/// A write to a file may raise SIGXFSZ.
+pub(crate) fn limits_file_size() -> bool {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` is writable.
+    unsafe { libc::getrlimit(libc::RLIMIT_FSIZE, &mut limit) != 0 || limit.rlim_cur != libc::RLIM_INFINITY }
 }
 
 /// Environment and privilege.

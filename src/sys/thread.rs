@@ -46,33 +46,38 @@ pub(crate) fn block_signals(except: Option<i32>) {
     }
 }
 
-fn sigpipe_alone() -> libc::sigset_t {
-    // SAFETY: a local signal set.
-    unsafe {
-        let mut set: libc::sigset_t = std::mem::zeroed();
-        libc::sigemptyset(&mut set);
-        libc::sigaddset(&mut set, libc::SIGPIPE);
-        set
-    }
-}
+/// What a write may raise on its thread.
+const WRITE_SIGNALS: [i32; 2] = [libc::SIGPIPE, libc::SIGXFSZ];
 
-/// Runs `call` with SIGPIPE kept away: blocked, and taken out again if `call` raised it.
-pub(crate) fn without_sigpipe<T>(call: impl FnOnce() -> T) -> T {
-    let set = sigpipe_alone();
+/// Runs `call` with the signals of writes kept away: blocked, and taken out again if `call` raised them.
+pub(crate) fn without_write_signals<T>(call: impl FnOnce() -> T) -> T {
     // SAFETY: local signal sets; sigpending and sigtimedwait only look at this thread's.
     unsafe {
-        let mut before: libc::sigset_t = std::mem::zeroed();
         let mut pending: libc::sigset_t = std::mem::zeroed();
+        let mut blocked: libc::sigset_t = std::mem::zeroed();
+        let mut raised: libc::sigset_t = std::mem::zeroed();
+        let mut before: libc::sigset_t = std::mem::zeroed();
         libc::sigpending(&mut pending);
-        let was_pending = libc::sigismember(&pending, libc::SIGPIPE) == 1;
-        libc::pthread_sigmask(libc::SIG_BLOCK, &set, &mut before);
-        let result = call();
-        if !was_pending {
-            let errno = super::errno();
-            let zero = super::timespec(0);
-            while libc::sigtimedwait(&set, std::ptr::null_mut(), &zero) < 0 && super::errno() == libc::EINTR {}
-            *libc::__errno_location() = errno;
+        libc::sigemptyset(&mut blocked);
+        libc::sigemptyset(&mut raised);
+        for signal in WRITE_SIGNALS {
+            libc::sigaddset(&mut blocked, signal);
+            // One that waited before is the program's.
+            if libc::sigismember(&pending, signal) != 1 {
+                libc::sigaddset(&mut raised, signal);
+            }
         }
+        libc::pthread_sigmask(libc::SIG_BLOCK, &blocked, &mut before);
+        let result = call();
+        let errno = super::errno();
+        let zero = super::timespec(0);
+        loop {
+            let taken = libc::sigtimedwait(&raised, std::ptr::null_mut(), &zero);
+            if taken < 0 && super::errno() != libc::EINTR {
+                break;
+            }
+        }
+        *libc::__errno_location() = errno;
         libc::pthread_sigmask(libc::SIG_SETMASK, &before, std::ptr::null_mut());
         result
     }

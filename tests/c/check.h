@@ -275,7 +275,7 @@ struct recorder {
 HELPER bool moves_bytes_out_or_whole(uint32_t kind) {
     switch (kind) {
     case UPCALL_OP_READ: case UPCALL_OP_READV: case UPCALL_OP_PREAD: case UPCALL_OP_WRITE: case UPCALL_OP_WRITEV:
-    case UPCALL_OP_PWRITE: case UPCALL_OP_SEND: case UPCALL_OP_SENDMSG:
+    case UPCALL_OP_PWRITE: case UPCALL_OP_SEND: case UPCALL_OP_SENDMSG: case UPCALL_OP_PREADV: case UPCALL_OP_PWRITEV:
         return true;
     default:
         return false;

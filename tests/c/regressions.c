@@ -991,3 +991,80 @@ TEST(data_that_came_before_the_timeout_is_received_though_the_turn_is_late) {
     close_pair(fds);
     free_loop(loop);
 }
+
+static const char *file_to_open(void) {
+    static char path[4096];
+    snprintf(path, sizeof path, "%s/upcall-XXXXXX", temp_directory());
+    int fd = mkstemp(path);
+    CHECK(fd >= 0);
+    close(fd);
+    return path;
+}
+
+/* The ring looks at the name first; the end of that look was told as descriptor 0. */
+TEST(a_cancelled_open_does_not_tell_of_descriptor_0) {
+    const char *path = file_to_open();
+    upcall_loop *loop = new_loop();
+    for (int round = 0; round < 300; round++) {
+        struct recorder rec = {0};
+        upcall_id ids[16];
+        upcall_op ops[COUNT_OF(ids)];
+        for (size_t i = 0; i < COUNT_OF(ops); i++)
+            ops[i] = upcall_op_open(AT_FDCWD, path, O_RDONLY, 0);
+        submit_many(loop, ops, COUNT_OF(ops), &rec, ids);
+        CHECK(upcall_poll(loop, 0) >= 0);
+        for (size_t i = 0; i < COUNT_OF(ids); i++)
+            upcall_cancel(loop, ids[i]);
+        run_finals(loop, &rec, COUNT_OF(ids));
+        for (size_t i = 0; i < rec.count; i++) {
+            CHECK(rec.events[i].result > STDERR_FILENO || rec.events[i].result == -ECANCELED);
+            if (rec.events[i].result >= 0)
+                close((int)rec.events[i].result);
+        }
+        forget(&rec);
+    }
+    CHECK(unlink(path) == 0);
+    free_loop(loop);
+}
+
+static void *open_and_exit(void *arg) {
+    upcall_op op = upcall_op_open(AT_FDCWD, "/", O_RDONLY, 0);
+    op.callback = ignore;
+    CHECK(upcall_poll(arg, 0) >= 0);
+    CHECK_EQ(upcall_submit(arg, &op, 1, NULL), 0);
+    CHECK(upcall_poll(arg, 0) >= 0);
+    CHECK_EQ(upcall_submit(arg, &op, 1, NULL), 0); /* never handed over */
+    return NULL;
+}
+
+/* What was left of such an open was closed as the descriptor it was taken for. */
+TEST(an_owner_that_exits_while_it_opens_does_not_close_descriptor_0) {
+    CHECK(is_open(STDIN_FILENO) || dup2(STDOUT_FILENO, STDIN_FILENO) == STDIN_FILENO);
+    for (int round = 0; round < 200; round++) {
+        upcall_loop *loop = new_loop();
+        join(start(open_and_exit, loop));
+        CHECK_EQ(upcall_loop_free(loop), 0);
+        CHECK(is_open(STDIN_FILENO));
+    }
+}
+
+/* A direct write is issued, and checked against the limit, on the thread that enters the ring. */
+TEST(a_direct_write_past_the_file_size_limit_raises_no_signal) {
+    enum { PAGE = 4096 };
+    struct rlimit limit = {PAGE, RLIM_INFINITY};
+    const char *path = file_to_open();
+    int fd = open(path, O_RDWR | O_DIRECT | O_CLOEXEC);
+    CHECK(unlink(path) == 0);
+    if (fd < 0)
+        SKIP("this file system has no O_DIRECT");
+    uint8_t *memory = aligned_alloc(PAGE, PAGE);
+    CHECK(memory != NULL && signal(SIGXFSZ, SIG_DFL) != SIG_ERR);
+    memset(memory, 0, PAGE);
+    upcall_loop *loop = new_loop();
+    CHECK(setrlimit(RLIMIT_FSIZE, &limit) == 0);
+    CHECK_EQ(complete(loop, upcall_op_pwrite(fd, memory, PAGE, 0)).result, PAGE);
+    CHECK_EQ(complete(loop, upcall_op_pwrite(fd, memory, PAGE, PAGE)).result, -EFBIG);
+    CHECK(lseek(fd, PAGE, SEEK_SET) == PAGE);
+    CHECK_EQ(complete(loop, upcall_op_write(fd, memory, PAGE)).result, -EFBIG);
+    free_loop(loop);
+}

@@ -79,6 +79,8 @@ pub(crate) struct Uring {
     event: i32,
     /// Native writes in flight that may raise SIGPIPE, on kernels without RWF_NOSIGNAL.
     may_raise: usize,
+    /// Writes that may be issued by the next io_uring_enter and raise SIGXFSZ there.
+    may_exceed: bool,
 }
 
 impl Uring {
@@ -117,12 +119,13 @@ impl Uring {
             adopted: false,
             event: -1,
             may_raise: 0,
+            may_exceed: false,
             ring: made.ring,
         };
         for def in op::all() {
             let native = def.opcode.is_some_and(|code| made.probe.is_supported(code)) && !driver.mask.hides(def.kind);
             driver.native[def.kind as usize] = native;
-            if native && !def.is(op::POSITIONAL | op::PIPE_SIGNAL) && !driver.mask.refuses(def.kind) {
+            if native && !def.is(op::POSITIONAL | op::PIPE_SIGNAL | op::NARROW) && !driver.mask.refuses(def.kind) {
                 driver.forms[def.kind as usize] = def.ring;
             }
         }
@@ -189,11 +192,11 @@ impl Uring {
         self.queues.publish();
         let submit = self.queues.unhanded();
         let call = || calls::enter(self.enter_fd, submit, complete, flags, time.as_ref());
-        let result = match self.may_raise {
-            0 => call(),
-            _ => sys::thread::without_sigpipe(call),
-        };
+        let limited = self.may_exceed && sys::limits_file_size();
+        let result = if self.may_raise > 0 || limited { sys::thread::without_write_signals(call) } else { call() };
         self.queues.note_handed();
+        // What the kernel did not take is issued by the next call.
+        self.may_exceed &= self.queues.unhanded() > 0;
         result
     }
 
@@ -220,11 +223,18 @@ impl Uring {
             self.queues.blank().write(mask::refused_entry());
             return true;
         }
+        if def.is(op::NARROW) && core.slots[index].args.len > u64::from(u32::MAX) {
+            return false;
+        }
         let fd = core.slots[index].args.fd();
         // The ring ignores the offset on a stream; the attempt answers -ESPIPE.
         if def.is(op::POSITIONAL) && core.descriptors.class(fd) != Class::File && sys::is_stream(fd) {
             return false;
         }
+        // A write to a file is checked against RLIMIT_FSIZE where it is issued: inside io_uring_enter for O_DIRECT, and for
+        // all on some file systems (6.18).
+        self.may_exceed |=
+            def.is(op::POSITIONAL | op::CURSOR) && !def.is(op::INWARD) && core.descriptors.class(fd) == Class::File;
         if def.is(op::POSITIONAL)
             && let Some(entry) = self.registered.entry(core, def, index)
         {
@@ -433,8 +443,9 @@ impl Uring {
         }
         let def = core.def(index);
         let slot = &mut core.slots[index];
-        if !slot.has(bits::ASKED | bits::EXPIRED)
-            && let Some(amend) = def.amend
+        // Asked also for one that is to end: what completed may be a step before the operation proper, whose value means
+        // something else. Going on then is refused by `decide`.
+        if let Some(amend) = def.amend
             && let Some(decision) = amend(&mut slot.args, outcome.result)
         {
             if outcome.more() && !matches!(decision, Decision::Done(_)) {
@@ -784,8 +795,16 @@ impl Driver for Uring {
                 if !more {
                     self.note_end(core, index);
                 }
-                let waiting = core.slots[index].rung == rung::WAITING;
-                let result = if waiting { -i64::from(libc::ECANCELED) } else { i64::from(entry.result) };
+                let result = i64::from(entry.result);
+                let slot = &mut core.slots[index];
+                // Not the operation's own result: readiness, the NOP it became, or a step before the operation proper.
+                let other = slot.rung == rung::WAITING
+                    || slot.has(bits::WITHDRAWN)
+                    || op::of(slot.kind)
+                        .amend
+                        .and_then(|amend| amend(&mut slot.args, result))
+                        .is_some_and(|decision| !matches!(decision, Decision::Done(_)));
+                let result = if other { -i64::from(libc::ECANCELED) } else { result };
                 drop_result(core, &Outcome::done(index, result).with_more(more));
             }
         }
