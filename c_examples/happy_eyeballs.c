@@ -2,7 +2,7 @@
  * Happy Eyeballs (RFC 8305): connect to a name that has several addresses, some of which may be dead, without making
  * the user wait for the dead ones.
  *
- *   - getaddrinfo(3) blocks, so it runs on a thread of the loop's pool: upcall_op_work();
+ *   - getaddrinfo(3) blocks, so it runs on a thread of the loop's pool, with a deadline: upcall_op_getaddrinfo();
  *   - the addresses are interleaved, IPv6 and IPv4 in turn, so that a broken family costs one step and not all of them;
  *   - attempts start 250 ms apart, and the next one at once when one fails;
  *   - the first that connects wins. The others are ended with upcall_op_close(), which cancels what is in flight on a
@@ -32,6 +32,7 @@
 #include <upcall.h>
 
 #define ATTEMPT_DELAY_NS (250 * UPCALL_MILLISECOND) /* RFC 8305, section 5 */
+#define LOOKUP_DEADLINE_NS (10 * UPCALL_SECOND)
 #define CONNECT_DEADLINE_NS (10 * UPCALL_SECOND)
 
 enum {
@@ -48,14 +49,6 @@ struct address {
 struct address_list {
     struct address items[ADDRESSES_MAX];
     size_t count;
-};
-
-/* What the pool's thread works on; the loop does not touch it until the final event. */
-struct lookup {
-    const char *host;
-    const char *service;
-    struct addrinfo *found;
-    int64_t result;
 };
 
 struct race;
@@ -169,39 +162,33 @@ static struct address_list interleave(const struct address_list *list)
     return result;
 }
 
-/* Runs on a thread of the pool. */
-static int64_t look_up(void *arg)
-{
-    struct lookup *lookup = arg;
-    struct addrinfo hints = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM};
-
-    return getaddrinfo(lookup->host, lookup->service, &hints, &lookup->found);
-}
-
 static void on_looked_up(upcall_loop *loop, const upcall_event *event)
 {
-    struct lookup *lookup = event->user;
+    int *result = event->user;
 
     (void)loop;
-    lookup->result = event->result;
+    *result = (int)event->result;
 }
 
 static bool resolve(upcall_loop *loop, const char *host, const char *service, struct address_list *list)
 {
-    struct lookup lookup = {.host = host, .service = service};
-    upcall_op op = upcall_op_work(look_up, &lookup);
+    struct addrinfo hints = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM};
+    struct addrinfo *found = NULL;
+    int result = 0;
+    upcall_op op = upcall_op_getaddrinfo(host, service, &hints, &found);
 
     op.callback = on_looked_up;
-    op.user = &lookup;
+    op.user = &result;
+    op.timeout_ns = LOOKUP_DEADLINE_NS; /* then it ends, whatever the resolver is still waiting for */
     submit(loop, op);
     run(loop); /* a program with more to do would just return to its loop here */
-    if (lookup.result != 0) {
-        fprintf(stderr, "happy_eyeballs: %s port %s: %s\n", host, service, gai_strerror((int)lookup.result));
+    if (result != 0) {
+        fprintf(stderr, "happy_eyeballs: %s port %s: %s\n", host, service, upcall_strerror(result));
         return false;
     }
-    for (struct addrinfo *at = lookup.found; at != NULL; at = at->ai_next)
+    for (struct addrinfo *at = found; at != NULL; at = at->ai_next)
         add_address(list, at->ai_addr, at->ai_addrlen);
-    freeaddrinfo(lookup.found);
+    freeaddrinfo(found);
     return true;
 }
 
@@ -515,7 +502,7 @@ static bool check_interleaving(void)
     return good;
 }
 
-/* The name goes through the pool as in real use; a numeric one needs no resolver. */
+/* The lookup is made as in real use; a numeric name needs no resolver. */
 static bool check_lookup(upcall_loop *loop)
 {
     struct address_list list = {.count = 0};

@@ -37,6 +37,7 @@
 #include <sys/types.h>
 #include <sys/uio.h>
 
+struct addrinfo;
 struct statx;
 struct timespec;
 
@@ -147,6 +148,72 @@ struct timespec;
  * upcall_supports(): done by the kernel as one io_uring operation.
  */
 #define UPCALL_NATIVE 2
+
+/**
+ * What getaddrinfo(3) answered, as upcall_op_getaddrinfo() reports it: EAI - 3000. Values that are not named here, which a C
+ * library may have, come the same way. upcall_strerror() knows them as gai_strerror(3) does.
+ */
+#define UPCALL_EAI_BASE -3000
+
+/**
+ * Bad ai_flags.
+ */
+#define UPCALL_EAI_BADFLAGS -3001
+
+/**
+ * The name or service is not known, or neither was given.
+ */
+#define UPCALL_EAI_NONAME -3002
+
+/**
+ * The name server answered a temporary failure: try again later.
+ */
+#define UPCALL_EAI_AGAIN -3003
+
+/**
+ * The name server answered a permanent failure.
+ */
+#define UPCALL_EAI_FAIL -3004
+
+/**
+ * The name is known and has no addresses.
+ */
+#define UPCALL_EAI_NODATA -3005
+
+/**
+ * ai_family is not supported.
+ */
+#define UPCALL_EAI_FAMILY -3006
+
+/**
+ * ai_socktype is not supported.
+ */
+#define UPCALL_EAI_SOCKTYPE -3007
+
+/**
+ * The service is not known for the socket type.
+ */
+#define UPCALL_EAI_SERVICE -3008
+
+/**
+ * The name has no addresses of ai_family.
+ */
+#define UPCALL_EAI_ADDRFAMILY -3009
+
+/**
+ * Out of memory.
+ */
+#define UPCALL_EAI_MEMORY -3010
+
+/**
+ * A system error that left no errno; with one, it is that -errno.
+ */
+#define UPCALL_EAI_SYSTEM -3011
+
+/**
+ * The name or service is too long.
+ */
+#define UPCALL_EAI_OVERFLOW -3012
 
 /**
  * A pool of equal buffers that operations borrow from when data is there: upcall_buffers_new(), upcall_buffers_return(),
@@ -466,6 +533,11 @@ typedef struct upcall_msg {
 #define UPCALL_OP_WORK 80
 
 /**
+ * Kind of upcall_op_getaddrinfo().
+ */
+#define UPCALL_OP_GETADDRINFO 81
+
+/**
  * Kind of upcall_op_pread().
  */
 #define UPCALL_OP_PREAD 8
@@ -546,6 +618,16 @@ typedef struct upcall_msg {
 #define UPCALL_OP_SEND 46
 
 /**
+ * Kind of upcall_op_recvfrom().
+ */
+#define UPCALL_OP_RECVFROM 47
+
+/**
+ * Kind of upcall_op_sendto().
+ */
+#define UPCALL_OP_SENDTO 48
+
+/**
  * Kind of upcall_op_recvmsg().
  */
 #define UPCALL_OP_RECVMSG 49
@@ -559,6 +641,21 @@ typedef struct upcall_msg {
  * Kind of upcall_op_shutdown().
  */
 #define UPCALL_OP_SHUTDOWN 51
+
+/**
+ * Kind of upcall_op_getsockopt().
+ */
+#define UPCALL_OP_GETSOCKOPT 52
+
+/**
+ * Kind of upcall_op_setsockopt().
+ */
+#define UPCALL_OP_SETSOCKOPT 53
+
+/**
+ * Kind of upcall_op_pipe().
+ */
+#define UPCALL_OP_PIPE 54
 
 /**
  * Kind of upcall_op_read().
@@ -821,7 +918,7 @@ const char *upcall_op_name(upcall_kind kind);
 int32_t upcall_stats_get_sized(const struct upcall_loop *loop, struct upcall_stats *stats, size_t size);
 
 /**
- * @brief The text of an error: accepts errno and -errno. Valid until this thread's next call. Any thread. Since 0.1.
+ * @brief The text of an error: accepts errno, -errno and UPCALL_EAI_ constants. Valid until this thread's next call. Any thread. Since 0.1.
  */
 const char *upcall_strerror(int32_t error);
 
@@ -889,6 +986,20 @@ int32_t upcall_buffers_free(struct upcall_buffers *buffers);
  * find one. Since 0.1.
  */
 struct upcall_op upcall_op_work(upcall_work_fn fn, void *arg);
+
+/**
+ * @brief getaddrinfo(3) on a thread of the loop's pool: `*out` receives the list, to be freed with freeaddrinfo(3).
+ *
+ * `node`, `service` and `hints` may be NULL as for getaddrinfo(3), and are copied; strings of 4096 bytes and more are
+ * -ENAMETOOLONG. `out` is borrowed until the final event, and written on success only. Result: 0; a UPCALL_EAI_ constant,
+ * whose text upcall_strerror() has; or what errno was, negative. Never takes the last pool thread. Cancelled or timed out
+ * it ends at once, and so do upcall_loop_close() and upcall_loop_free(), although its thread may still wait for the
+ * resolver: what that finds is freed by the library. Since 0.1.
+ */
+struct upcall_op upcall_op_getaddrinfo(const char *node,
+                                       const char *service,
+                                       const struct addrinfo *hints,
+                                       struct addrinfo **out);
 
 /**
  * @brief pread(2): up to `len` bytes from `offset` of a file into `buf`. The rule for files: no shared position.
@@ -1008,6 +1119,34 @@ struct upcall_op upcall_op_recv(int32_t fd, void *buf, size_t len, int32_t flags
 struct upcall_op upcall_op_send(int32_t fd, const void *buf, size_t len, int32_t flags);
 
 /**
+ * @brief recvfrom(2): as upcall_op_recv(), with the sender's address.
+ *
+ * `buf`, `addr` and `addrlen` are borrowed until the final event. `addr` may be NULL, then `addrlen` does not matter.
+ * `*addrlen` is the room at `addr`, read by upcall_submit(), and then the address's real length, which may be more than
+ * there was room for; 0 where there is none (a connected TCP socket). `flags`, result and UPCALL_FULL as for
+ * upcall_op_recv(); the address is that of the first part. Since 0.1.
+ */
+struct upcall_op upcall_op_recvfrom(int32_t fd,
+                                    void *buf,
+                                    size_t len,
+                                    int32_t flags,
+                                    struct sockaddr *addr,
+                                    socklen_t *addrlen);
+
+/**
+ * @brief sendto(2): as upcall_op_send(), to an address.
+ *
+ * `addr` is copied; NULL, with an `addrlen` of 0, on a connected socket. `buf` is borrowed until the final event. Result:
+ * bytes sent; UPCALL_FULL sends all of them. Since 0.1.
+ */
+struct upcall_op upcall_op_sendto(int32_t fd,
+                                  const void *buf,
+                                  size_t len,
+                                  int32_t flags,
+                                  const struct sockaddr *addr,
+                                  socklen_t addrlen);
+
+/**
  * @brief recvmsg(2): a message with its sender's address and control data.
  *
  * `msg` and all it names are borrowed until the final event, which sets msg_namelen, msg_controllen and msg_flags.
@@ -1031,6 +1170,35 @@ struct upcall_op upcall_op_sendmsg(int32_t fd, const struct msghdr *msg, int32_t
  * @brief shutdown(2): result 0. `how`: SHUT_RD, SHUT_WR, SHUT_RDWR. Since 0.1.
  */
 struct upcall_op upcall_op_shutdown(int32_t fd, int32_t how);
+
+/**
+ * @brief getsockopt(2): result 0. `val` and `len` are borrowed until the final event; `*len` is the room at `val`, then the
+ * value's length. Since 0.1.
+ */
+struct upcall_op upcall_op_getsockopt(int32_t fd,
+                                      int32_t level,
+                                      int32_t name,
+                                      void *val,
+                                      socklen_t *len);
+
+/**
+ * @brief setsockopt(2): result 0. `val` is copied; more than 64 KiB are -EINVAL. What a value itself points to (a socket
+ * filter's instructions) is borrowed until the final event. Since 0.1.
+ */
+struct upcall_op upcall_op_setsockopt(int32_t fd,
+                                      int32_t level,
+                                      int32_t name,
+                                      const void *val,
+                                      socklen_t len);
+
+/**
+ * @brief pipe2(2): result 0, and `fds[0]` is what `fds[1]` writes to, both close-on-exec.
+ *
+ * `fds` has room for two, is borrowed until the final event, and written on success only. `flags`: O_NONBLOCK, O_DIRECT,
+ * O_NOTIFICATION_PIPE or 0. Since 0.1.
+ */
+struct upcall_op upcall_op_pipe(int32_t *fds,
+                                int32_t flags);
 
 /**
  * @brief The sender's address in a buffer lent by recvmsg; `room` is the header the operation was submitted with.

@@ -66,6 +66,34 @@ pub const UPCALL_EMULATED: i32 = 1;
 /// upcall_supports(): done by the kernel as one io_uring operation.
 pub const UPCALL_NATIVE: i32 = 2;
 
+/// What getaddrinfo(3) answered, as upcall_op_getaddrinfo() reports it: EAI - 3000. Values that are not named here, which a C
+/// library may have, come the same way. upcall_strerror() knows them as gai_strerror(3) does.
+pub const UPCALL_EAI_BASE: i32 = -3000;
+/// Bad ai_flags.
+pub const UPCALL_EAI_BADFLAGS: i32 = -3001;
+/// The name or service is not known, or neither was given.
+pub const UPCALL_EAI_NONAME: i32 = -3002;
+/// The name server answered a temporary failure: try again later.
+pub const UPCALL_EAI_AGAIN: i32 = -3003;
+/// The name server answered a permanent failure.
+pub const UPCALL_EAI_FAIL: i32 = -3004;
+/// The name is known and has no addresses.
+pub const UPCALL_EAI_NODATA: i32 = -3005;
+/// ai_family is not supported.
+pub const UPCALL_EAI_FAMILY: i32 = -3006;
+/// ai_socktype is not supported.
+pub const UPCALL_EAI_SOCKTYPE: i32 = -3007;
+/// The service is not known for the socket type.
+pub const UPCALL_EAI_SERVICE: i32 = -3008;
+/// The name has no addresses of ai_family.
+pub const UPCALL_EAI_ADDRFAMILY: i32 = -3009;
+/// Out of memory.
+pub const UPCALL_EAI_MEMORY: i32 = -3010;
+/// A system error that left no errno; with one, it is that -errno.
+pub const UPCALL_EAI_SYSTEM: i32 = -3011;
+/// The name or service is too long.
+pub const UPCALL_EAI_OVERFLOW: i32 = -3012;
+
 /// A loop: made by upcall_loop_new(), ended by upcall_loop_free(). It belongs to the first thread that polls it.
 pub struct upcall_loop {
     _private: [u8; 0],
@@ -248,6 +276,20 @@ const _: () = assert!(
         && UPCALL_VERSION_NUMBER == UPCALL_VERSION_MAJOR * 1000000 + UPCALL_VERSION_MINOR * 1000 + UPCALL_VERSION_PATCH
 );
 
+const _: () = assert!(
+    UPCALL_EAI_BADFLAGS == UPCALL_EAI_BASE + libc::EAI_BADFLAGS
+        && UPCALL_EAI_NONAME == UPCALL_EAI_BASE + libc::EAI_NONAME
+        && UPCALL_EAI_AGAIN == UPCALL_EAI_BASE + libc::EAI_AGAIN
+        && UPCALL_EAI_FAIL == UPCALL_EAI_BASE + libc::EAI_FAIL
+        && UPCALL_EAI_NODATA == UPCALL_EAI_BASE + libc::EAI_NODATA
+        && UPCALL_EAI_FAMILY == UPCALL_EAI_BASE + libc::EAI_FAMILY
+        && UPCALL_EAI_SOCKTYPE == UPCALL_EAI_BASE + libc::EAI_SOCKTYPE
+        && UPCALL_EAI_SERVICE == UPCALL_EAI_BASE + libc::EAI_SERVICE
+        && UPCALL_EAI_ADDRFAMILY == UPCALL_EAI_BASE - 9
+        && UPCALL_EAI_MEMORY == UPCALL_EAI_BASE + libc::EAI_MEMORY
+        && UPCALL_EAI_SYSTEM == UPCALL_EAI_BASE + libc::EAI_SYSTEM
+        && UPCALL_EAI_OVERFLOW == UPCALL_EAI_BASE + libc::EAI_OVERFLOW
+);
 const _: () = assert!(size_of::<upcall_op>() == 128 && align_of::<upcall_op>() == 8);
 const _: () = assert!(size_of::<upcall_event>() == 64 && align_of::<upcall_event>() == 8);
 const _: () = assert!(size_of::<upcall_msg>() == 16);

@@ -1,7 +1,7 @@
 //! The way of an operation that the ring does not do: its non-blocking form is attempted, and the answer is done, wait for
 //! readiness, or a thread. Both drivers use it; they differ in how readiness is waited for.
 
-use super::threads::{JobCell, Lane, Threads};
+use super::threads::{Call, JobCell, Lane, Threads};
 use super::{Cancel, Outcome};
 use crate::engine::core::Core;
 use crate::engine::slot::{bits, rung};
@@ -130,13 +130,14 @@ impl Attempts {
             args.addr = pool.address(number) as u64;
             args.len = if args.len == 0 { u64::from(pool.size) } else { args.len.min(u64::from(pool.size)) };
         }
-        let job = side.job.get_or_insert_with(JobCell::new).get();
         let lane = match own {
             true => Lane::Own,
             false if def.is(op::COMPUTE) => Lane::Compute,
             false => Lane::Pool,
         };
-        if self.threads.start(job, lane, id, block, args.copy(), buffer) {
+        let verbatim = lane == Lane::Compute;
+        let call = Call { id, block, args: Some(args.copy()), verbatim, buffer, lookup: side.lookup.clone() };
+        if self.threads.start(side.job.get_or_insert_with(JobCell::new), lane, call) {
             core.slots[index].rung = if own { rung::OWN } else { rung::POOL };
             return Step::Handed;
         }
@@ -172,13 +173,19 @@ impl Attempts {
         {
             return Cancel::Asked;
         }
+        let given_up = core.def(index).is(op::GIVEN_UP);
         if matches!(core.slots[index].rung, rung::POOL | rung::OWN)
             && let Some(side) = core.side_of(index)
-            && let Some(job) = side.job.as_ref().map(JobCell::get)
         {
-            let Some(buffer) = self.threads.cancel(job) else { return Cancel::Asked };
-            if let (Some(number), Some(pool)) = (buffer, &side.pool) {
-                pool.inner().free.push(number);
+            if given_up {
+                if !self.threads.abandon(&mut side.job) {
+                    return Cancel::Asked;
+                }
+            } else if let Some(job) = side.job.as_ref().map(JobCell::get) {
+                let Some(buffer) = self.threads.cancel(job) else { return Cancel::Asked };
+                if let (Some(number), Some(pool)) = (buffer, &side.pool) {
+                    pool.inner().free.push(number);
+                }
             }
         }
         core.slots[index].rung = rung::IDLE;
@@ -210,8 +217,10 @@ impl Attempts {
 
 /// An outcome nobody will be told of: its descriptor is closed, its operation marked.
 pub(crate) fn drop_result(core: &mut Core, outcome: &Outcome) {
-    if core.def(outcome.index).is(op::NEW_FD) && outcome.result >= 0 {
-        crate::sys::close(outcome.result as i32);
+    // One that was withdrawn ended as a NOP, whose 0 is no descriptor.
+    if !core.slots[outcome.index].has(bits::WITHDRAWN) {
+        let made = core.side_of(outcome.index).map_or(0, |side| std::mem::take(&mut side.made));
+        op::discard(core.slots[outcome.index].kind, outcome.result, made);
     }
     if !outcome.more() {
         core.slots[outcome.index].rung = rung::IDLE;

@@ -4,15 +4,19 @@
 //! A job is a cell at a stable address with one deciding word: QUEUED → RUNNING is the worker's compare-and-swap, QUEUED →
 //! DROPPED the owner's; the loser stands down. The worker writes the result, then publishes the job, then never touches it
 //! again.
+//!
+//! A running job that works on nothing of the program's can be given up: RUNNING → ABANDONED is the owner's compare-and-swap,
+//! RUNNING → DONE the worker's. If the owner wins, the job is the worker's, which frees it with all it has made when the call
+//! returns. Nobody waits for that: a thread still in such a call when the crew ends is let go, and owns all it touches.
 
 use crate::engine::shared::Shared;
-use crate::op::Args;
+use crate::op::{Args, Lookup};
 use crate::sys;
 use std::cell::UnsafeCell;
 use std::collections::VecDeque;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64, AtomicPtr, AtomicU8, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64, AtomicPtr, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -21,6 +25,7 @@ const QUEUED: u8 = 1;
 const RUNNING: u8 = 2;
 const DONE: u8 = 3;
 const DROPPED: u8 = 4;
+const ABANDONED: u8 = 5;
 
 /// One call to make on a thread. It belongs to an operation's side block and is used again and again.
 pub(crate) struct Job {
@@ -28,6 +33,8 @@ pub(crate) struct Job {
     /// Asked to end early: threads of their own look at it when they are interrupted.
     cancelled: AtomicBool,
     thread: AtomicI32,
+    /// The number of the worker that runs it.
+    worker: AtomicU64,
     /// A worker has taken it from the queue and not yet decided whose it is.
     popped: AtomicBool,
     result: AtomicI64,
@@ -35,14 +42,17 @@ pub(crate) struct Job {
     call: UnsafeCell<Call>,
 }
 
-struct Call {
-    id: u64,
-    block: fn(&Args) -> i64,
-    args: Option<Args>,
+/// What to call, and for whom.
+pub(crate) struct Call {
+    pub id: u64,
+    pub block: fn(&Args) -> i64,
+    pub args: Option<Args>,
     /// -EINTR is the call's answer, not an interruption.
-    verbatim: bool,
+    pub verbatim: bool,
     /// The lent buffer the call fills, if any.
-    buffer: Option<u32>,
+    pub buffer: Option<u32>,
+    /// What the call works on, where it may outlive its operation.
+    pub lookup: Option<Arc<Lookup>>,
 }
 
 // SAFETY: `call` is written by the owner before the job is queued, read by the one worker that won it, and read by the owner
@@ -53,11 +63,12 @@ unsafe impl Sync for Job {}
 
 impl Job {
     pub fn new() -> Job {
-        let call = Call { id: 0, block: |_| 0, args: None, verbatim: false, buffer: None };
+        let call = Call { id: 0, block: |_| 0, args: None, verbatim: false, buffer: None, lookup: None };
         Job {
             state: AtomicU8::new(IDLE),
             cancelled: AtomicBool::new(false),
             thread: AtomicI32::new(0),
+            worker: AtomicU64::new(0),
             popped: AtomicBool::new(false),
             result: AtomicI64::new(0),
             next: AtomicPtr::new(std::ptr::null_mut()),
@@ -66,7 +77,7 @@ impl Job {
     }
 }
 
-/// A job's address, which does not change while its side block lives.
+/// A job's address, which does not change until it is freed: with its side block, or by the worker it was left to.
 pub(crate) struct JobCell(NonNull<Job>);
 
 impl JobCell {
@@ -116,7 +127,17 @@ struct Queues {
     own_idle: usize,
     computing: usize,
     ending: bool,
-    handles: Vec<JoinHandle<()>>,
+    workers: Vec<Worker>,
+    /// The number of the next worker.
+    next_worker: u64,
+}
+
+/// A thread of the crew. One that is not in the list was let go, and ends when its call has returned.
+struct Worker {
+    number: u64,
+    handle: JoinHandle<()>,
+    /// In a call that was abandoned.
+    astray: bool,
 }
 
 /// Jobs live in side blocks that outlast the threads.
@@ -139,7 +160,8 @@ struct Crew {
     own_bell: Condvar,
     done: AtomicPtr<Job>,
     workers: usize,
-    shared: Arc<Shared>,
+    /// Weak, so that a thread that was let go does not keep the loop's descriptors.
+    shared: Weak<Shared>,
 }
 
 /// See the module.
@@ -162,29 +184,22 @@ impl Threads {
             own_bell: Condvar::new(),
             done: AtomicPtr::new(std::ptr::null_mut()),
             workers: workers.max(2) as usize,
-            shared,
+            shared: Arc::downgrade(&shared),
         };
         Threads { crew: Arc::new(crew), finished: Vec::new(), active: 0 }
     }
 
     /// Queues a call. False: no thread could be had, and nothing was done.
-    pub fn start(
-        &mut self,
-        job: &Job,
-        lane: Lane,
-        id: u64,
-        block: fn(&Args) -> i64,
-        args: Args,
-        buffer: Option<u32>,
-    ) -> bool {
+    pub fn start(&mut self, cell: &JobCell, lane: Lane, call: Call) -> bool {
+        let job = cell.get();
         // SAFETY: the job is idle: no worker has it (its last run was collected or dropped).
-        unsafe { *job.call.get() = Call { id, block, args: Some(args), verbatim: lane == Lane::Compute, buffer } };
+        unsafe { *job.call.get() = call };
         job.cancelled.store(false, Ordering::Relaxed);
         job.thread.store(0, Ordering::Relaxed);
         job.state.store(QUEUED, Ordering::Release);
         let crew = &self.crew;
         let mut queues = crew.lock();
-        let entry = JobRef(NonNull::from(job));
+        let entry = JobRef(cell.0);
         let ready = match lane {
             Lane::Own => {
                 queues.own.push_back(entry);
@@ -223,6 +238,43 @@ impl Threads {
     /// Asks a job to end. `Some`: it had not begun and never will; inside, the lent buffer it was to fill. `None`: it runs,
     /// and was interrupted if it may be; that may have been just before its system call, so this is repeated until it ends.
     pub fn cancel(&mut self, job: &Job) -> Option<Option<u32>> {
+        let dropped = self.drop_queued(job);
+        if dropped.is_none() {
+            job.cancelled.store(true, Ordering::SeqCst);
+            if job.state.load(Ordering::Acquire) == RUNNING {
+                sys::thread::interrupt(job.thread.load(Ordering::SeqCst));
+            }
+        }
+        dropped
+    }
+
+    /// Ends a job that works on nothing of the program's: one that has not begun never will, one that runs is left to its
+    /// worker, cell and all. False: it is done, and will be collected.
+    pub fn abandon(&mut self, cell: &mut Option<JobCell>) -> bool {
+        let Some(job) = cell.as_ref().map(JobCell::get) else { return false };
+        if self.drop_queued(job).is_some() {
+            return true;
+        }
+        let mut queues = self.crew.lock();
+        if job.state.load(Ordering::Acquire) != RUNNING {
+            return false;
+        }
+        // Written before RUNNING; and once the swap succeeds, the job may be gone.
+        let number = job.worker.load(Ordering::Relaxed);
+        if job.state.compare_exchange(RUNNING, ABANDONED, Ordering::AcqRel, Ordering::Acquire).is_err() {
+            return false;
+        }
+        std::mem::forget(cell.take());
+        self.active -= 1;
+        // The worker takes the lock after its call, so it finds this.
+        if let Some(worker) = queues.workers.iter_mut().find(|worker| worker.number == number) {
+            worker.astray = true;
+        }
+        true
+    }
+
+    /// Takes a job back that no worker has won.
+    fn drop_queued(&mut self, job: &Job) -> Option<Option<u32>> {
         if job.state.compare_exchange(QUEUED, DROPPED, Ordering::AcqRel, Ordering::Acquire).is_ok() {
             self.active -= 1;
             // The queue may not keep the address: the job is used again, in another lane, or freed.
@@ -241,11 +293,9 @@ impl Threads {
                 std::thread::yield_now();
             }
             // SAFETY: dropped before a worker won it, so the owner alone has it.
-            return Some(unsafe { &*job.call.get() }.buffer);
-        }
-        job.cancelled.store(true, Ordering::SeqCst);
-        if job.state.load(Ordering::Acquire) == RUNNING {
-            sys::thread::interrupt(job.thread.load(Ordering::SeqCst));
+            let call = unsafe { &mut *job.call.get() };
+            call.lookup = None;
+            return Some(call.buffer);
         }
         None
     }
@@ -272,21 +322,23 @@ impl Threads {
         // SAFETY: as above; the owner alone has it now.
         let (job, call) = unsafe { (job.0.as_ref(), &mut *job.0.as_ref().call.get()) };
         call.args = None;
+        call.lookup = None;
         let finished = Finished { id: call.id, result: job.result.load(Ordering::Relaxed), buffer: call.buffer };
         job.state.store(IDLE, Ordering::Relaxed);
         Some(finished)
     }
 
-    /// Ends all threads. Jobs must have been collected or cancelled; running ones are waited for.
+    /// Ends all threads. Jobs must have been collected, cancelled or abandoned; running ones are waited for, except those
+    /// abandoned, whose threads are let go.
     pub fn end(&mut self) {
         let mut queues = self.crew.lock();
         queues.ending = true;
-        let handles = std::mem::take(&mut queues.handles);
+        let workers = std::mem::take(&mut queues.workers);
         drop(queues);
         self.crew.pool_bell.notify_all();
         self.crew.own_bell.notify_all();
-        for handle in handles {
-            let _ = handle.join();
+        for worker in workers.into_iter().filter(|worker| !worker.astray) {
+            let _ = worker.handle.join();
         }
         self.crew.lock().ending = false;
     }
@@ -305,23 +357,25 @@ impl Crew {
 
     /// Starts a thread with every signal blocked from its first instruction on.
     fn spawn(self: &Arc<Self>, queues: &mut Queues, own: bool) -> bool {
-        for position in (0..queues.handles.len()).rev() {
-            if queues.handles[position].is_finished() {
-                let _ = queues.handles.swap_remove(position).join();
+        for position in (0..queues.workers.len()).rev() {
+            if queues.workers[position].handle.is_finished() {
+                let _ = queues.workers.swap_remove(position).handle.join();
             }
         }
         let crew = self.clone();
+        let number = queues.next_worker;
         let interruptible = own.then(sys::thread::interrupt_signal).filter(|&signal| signal != 0);
         let run = move || {
             sys::thread::block_signals(interruptible);
-            if own { crew.serve_own() } else { crew.serve_pool() }
+            if own { crew.serve_own(number) } else { crew.serve_pool(number) }
         };
         let name = if own { "upcall-wait" } else { "upcall-pool" };
         let spawned =
             sys::thread::with_signals_blocked(|| std::thread::Builder::new().name(name.to_owned()).spawn(run));
         match spawned {
             Ok(handle) => {
-                queues.handles.push(handle);
+                queues.workers.push(Worker { number, handle, astray: false });
+                queues.next_worker += 1;
                 if !own {
                     queues.pool_threads += 1;
                 }
@@ -331,7 +385,7 @@ impl Crew {
         }
     }
 
-    fn serve_pool(&self) {
+    fn serve_pool(&self, number: u64) {
         let mut queues = self.lock();
         loop {
             // Files first; computations never take the last thread.
@@ -342,12 +396,19 @@ impl Crew {
                 job.mark_popped();
                 queues.computing += usize::from(compute);
                 drop(queues);
-                self.run(job);
+                let mine = self.run(job, number);
                 queues = self.lock();
                 if compute {
                     queues.computing -= 1;
                     if !queues.compute.is_empty() {
                         self.pool_bell.notify_one();
+                    }
+                }
+                if !mine {
+                    match queues.workers.iter_mut().find(|worker| worker.number == number) {
+                        Some(worker) => worker.astray = false,
+                        // Let go: the crew has ended meanwhile.
+                        None => break,
                     }
                 }
                 continue;
@@ -367,13 +428,13 @@ impl Crew {
         queues.pool_threads -= 1;
     }
 
-    fn serve_own(&self) {
+    fn serve_own(&self, number: u64) {
         let mut queues = self.lock();
         loop {
             if let Some(job) = queues.own.pop_front() {
                 job.mark_popped();
                 drop(queues);
-                self.run(job);
+                self.run(job, number);
                 queues = self.lock();
                 continue;
             }
@@ -391,13 +452,16 @@ impl Crew {
         }
     }
 
-    fn run(&self, job: JobRef) {
-        // SAFETY: jobs outlast the threads.
-        let job = unsafe { job.0.as_ref() };
+    /// Runs a job. False: it was abandoned meanwhile.
+    fn run(&self, job: JobRef, number: u64) -> bool {
+        let at = job.0.as_ptr();
+        // SAFETY: a job lives until its worker has published it, or is the worker's to free.
+        let job = unsafe { &*at };
+        job.worker.store(number, Ordering::Relaxed);
         let won = job.state.compare_exchange(QUEUED, RUNNING, Ordering::AcqRel, Ordering::Acquire).is_ok();
         job.popped.store(false, Ordering::Release);
         if !won {
-            return;
+            return true;
         }
         job.thread.store(sys::thread::id(), Ordering::SeqCst);
         // SAFETY: this worker won the job; the owner wrote the call before it queued it.
@@ -415,9 +479,12 @@ impl Crew {
             },
         };
         job.result.store(result, Ordering::Relaxed);
-        job.state.store(DONE, Ordering::Release);
+        if job.state.compare_exchange(RUNNING, DONE, Ordering::AcqRel, Ordering::Acquire).is_err() {
+            // SAFETY: abandoned: the owner has forgotten the cell and left its allocation, with the call, to this worker.
+            drop(unsafe { Box::from_raw(at) });
+            return false;
+        }
         // Published: nothing of the job is touched after this.
-        let at: *mut Job = std::ptr::from_ref(job).cast_mut();
         let mut head = self.done.load(Ordering::Relaxed);
         loop {
             job.next.store(head, Ordering::Relaxed);
@@ -426,6 +493,9 @@ impl Crew {
                 Err(now) => head = now,
             }
         }
-        self.shared.wake();
+        if let Some(shared) = self.shared.upgrade() {
+            shared.wake();
+        }
+        true
     }
 }

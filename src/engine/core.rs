@@ -111,6 +111,9 @@ impl Core {
                 side.kept.get_or_insert((side.msg.msg_namelen, side.msg.msg_controllen, side.msg.msg_flags));
                 side.msg.msg_iov = rest.as_ptr().cast_mut();
                 side.msg.msg_iovlen = rest.len() as _;
+                // The room for the name went with it, too: msg_namelen is now the name's real length, which may be more.
+                side.msg.msg_name = std::ptr::null_mut();
+                side.msg.msg_namelen = 0;
                 side.msg.msg_control = std::ptr::null_mut();
                 side.msg.msg_controllen = 0;
             } else {

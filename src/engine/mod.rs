@@ -55,6 +55,8 @@ pub(crate) struct Engine<D: Driver> {
     closers: Vec<u64>,
     posts: VecDeque<(unsafe extern "C-unwind" fn(*mut upcall_loop, *mut c_void), *mut c_void)>,
     records: VecDeque<upcall_event>,
+    /// What the operations of records made beyond their result: id, kind, [`Side::made`](crate::op::side::Side::made).
+    claims: VecDeque<(u64, u8, u64)>,
     pools: Vec<Arc<Pool>>,
     /// Buffers are registered.
     registered: bool,
@@ -115,6 +117,7 @@ impl<D: Driver> Engine<D> {
             closers: Vec::new(),
             posts: VecDeque::new(),
             records: VecDeque::new(),
+            claims: VecDeque::new(),
             pools: Vec::new(),
             registered: false,
             in_flight: 0,

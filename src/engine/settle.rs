@@ -536,6 +536,9 @@ impl<D: Driver> Engine<D> {
             && side.pool.is_none()
         {
             finish(&slot.args, side, result);
+            if side.made != 0 && slot.callback.is_none() {
+                self.claims.push_back((slot.id(), slot.kind, side.made));
+            }
         }
         let steps = self.leave_group(index, def, result, part);
         self.leave(index);

@@ -429,9 +429,6 @@ impl Loop {
         }
         let records = with!(self, engine => engine.drop_records());
         for event in records {
-            if op::of(event.kind as u8).is(op::NEW_FD) && event.result >= 0 {
-                sys::close(event.result as i32);
-            }
             with!(self, engine => engine.return_record(&event));
         }
         // No thread may look at a job any more when the side blocks go, and no pool may write to a loop that is gone.

@@ -236,6 +236,9 @@ impl<D: Driver> Engine<D> {
             let event = unsafe { place.assume_init_ref() };
             if event.flags & UPCALL_MORE != 0 {
                 self.on_reaped(event.id);
+            } else if self.claims.front().is_some_and(|claim| claim.0 == event.id) {
+                // The program has it now. Claims are in the order of their records.
+                self.claims.pop_front();
             }
         }
         count
@@ -245,9 +248,16 @@ impl<D: Driver> Engine<D> {
         self.records.len()
     }
 
-    /// Takes all records away, for a loop that ends.
+    /// Takes all records away, for a loop that ends, and gives back what their operations made.
     pub fn drop_records(&mut self) -> Vec<upcall_event> {
-        self.records.drain(..).collect()
+        for (_, kind, made) in self.claims.drain(..) {
+            crate::op::discard(kind, -1, made);
+        }
+        let records: Vec<_> = self.records.drain(..).collect();
+        for event in &records {
+            crate::op::discard(event.kind as u8, event.result, 0);
+        }
+        records
     }
 
     /// The end of a turn: a loop that is waited for from outside says whether it has more to do.

@@ -373,7 +373,7 @@ pub unsafe extern "C" fn upcall_stats_get_sized(
     0
 }
 
-/// @brief The text of an error: accepts errno and -errno. Valid until this thread's next call. Any thread. Since 0.1.
+/// @brief The text of an error: accepts errno, -errno and UPCALL_EAI_ constants. Valid until this thread's next call. Any thread. Since 0.1.
 #[unsafe(no_mangle)]
 pub extern "C" fn upcall_strerror(error: i32) -> *const c_char {
     text::strerror(error)

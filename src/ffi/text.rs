@@ -71,6 +71,10 @@ pub(super) fn strerror(error: i32) -> *const c_char {
             known = CStr::from_bytes_until_nul(&words).unwrap_or(c"");
         }
     }
+    if (3001..3200).contains(&error) {
+        // SAFETY: gai_strerror takes any number and returns a static string.
+        known = unsafe { CStr::from_ptr(libc::gai_strerror(3000 - error as i32)) };
+    }
     let text = known.to_str().unwrap_or("");
     let set = |place: &UnsafeCell<Text<128>>| {
         // SAFETY: this thread's own text; no reference leaves the closure.

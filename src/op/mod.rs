@@ -16,6 +16,8 @@ mod transfer;
 
 pub(crate) mod side;
 
+pub(crate) use compute::Lookup;
+
 use crate::abi::*;
 use io_uring::squeue::Entry;
 use side::Side;
@@ -150,6 +152,8 @@ pub(crate) const MULTI_LENDS: Facts = 1 << 17;
 pub(crate) const EDGE: Facts = 1 << 19;
 /// `amend` looks at results, too, not only at errors.
 pub(crate) const AMENDS_ALL: Facts = 1 << 20;
+/// On a thread it works on nothing of the program's: asked to end it ends at once, and its thread goes on alone.
+pub(crate) const GIVEN_UP: Facts = 1 << 27;
 /// Has no arguments.
 pub(crate) const NO_ARGS: Facts = 1 << 21;
 /// `arg2` is a second descriptor, and `offset` and `offset2`, unless they are [`CURRENT`], advance with progress.
@@ -422,6 +426,20 @@ pub(crate) fn unless_again(result: i64, events: i16) -> Decision {
     match -result as i32 {
         libc::EAGAIN => Decision::Wait(events as u32),
         _ => Decision::Done(result),
+    }
+}
+
+/// Gives back what an operation made and nobody will be told of: the descriptor that is its result, and what its side
+/// block says was made.
+pub(crate) fn discard(kind: u8, result: i64, made: u64) {
+    if of(kind).is(NEW_FD) && result >= 0 {
+        crate::sys::close(result as i32);
+    }
+    match u32::from(kind) {
+        _ if made == 0 => {}
+        socket::UPCALL_OP_PIPE => socket::close_pipe(made),
+        compute::UPCALL_OP_GETADDRINFO => compute::free_addresses(made),
+        _ => {}
     }
 }
 

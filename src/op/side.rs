@@ -3,10 +3,10 @@
 //!
 //! Reading what a pointer to const names happens here and nowhere else.
 
-use super::Args;
+use super::{Args, Lookup};
 use crate::driver::threads::JobCell;
 use crate::engine::buffers::Pool;
-use std::ffi::{CStr, c_char};
+use std::ffi::{CStr, CString, c_char};
 use std::sync::Arc;
 
 /// See the module.
@@ -22,6 +22,10 @@ pub(crate) struct Side {
     pub kept: Option<(libc::socklen_t, usize, i32)>,
     pub name: libc::sockaddr_storage,
     pub statx: libc::statx,
+    /// What the operation made, for [`super::discard`]: a pipe's two descriptors, a list of addresses; 0: nothing.
+    pub made: u64,
+    /// What a lookup works on; a thread may have it longer than the operation.
+    pub lookup: Option<Arc<Lookup>>,
     /// The pool the operation borrows from, with how many of its buffers are out, and the most that may be.
     pub pool: Option<Arc<Pool>>,
     pub lent: u32,
@@ -76,6 +80,8 @@ impl Side {
             name: unsafe { std::mem::zeroed() },
             // SAFETY: as above, for statx.
             statx: unsafe { std::mem::zeroed() },
+            made: 0,
+            lookup: None,
             pool: None,
             lent: 0,
             lend_max: 0,
@@ -106,6 +112,8 @@ impl Side {
         self.iov.shrink_to(64);
         self.iov_done = 0;
         self.kept = None;
+        self.made = 0;
+        self.lookup = None;
         self.pool = None;
         self.lent = 0;
         self.lend_max = 0;
@@ -187,6 +195,33 @@ impl Side {
         args.addr = &raw const self.msg as u64;
     }
 
+    /// Makes a message header of one part and perhaps a name: `args` name it and its `buf` and `len`.
+    pub fn make_message(&mut self, args: &mut Args, name: u64, namelen: u32) {
+        self.iov.clear();
+        self.iov.push(libc::iovec { iov_base: args.ptr(), iov_len: args.len as usize });
+        self.iov_done = 0;
+        // SAFETY: msghdr is a plain C structure for which all-zero bytes are a valid value.
+        self.msg = unsafe { std::mem::zeroed() };
+        if name != 0 {
+            self.msg.msg_name = name as usize as *mut _;
+            self.msg.msg_namelen = namelen;
+        }
+        self.msg.msg_iov = self.iov.as_mut_ptr();
+        self.msg.msg_iovlen = 1;
+        args.addr = &raw const self.msg as u64;
+    }
+
+    /// Copies an option's value and returns where the copy is.
+    pub fn keep_value(&mut self, address: u64, len: u64) -> u64 {
+        self.control.clear();
+        if address != 0 {
+            // SAFETY: the program passed `len` readable bytes at `address` (checked: a bounded length).
+            let value = unsafe { std::slice::from_raw_parts(address as usize as *const u8, len as usize) };
+            self.control.extend_from_slice(value);
+        }
+        self.control.as_ptr() as u64
+    }
+
     /// Bytes the vector still names.
     pub fn vector_left(&self) -> u64 {
         self.iov[self.iov_done..].iter().map(|part| part.iov_len as u64).sum()
@@ -228,6 +263,27 @@ pub(crate) fn vector<'a>(address: u64, count: u64) -> &'a [libc::iovec] {
     // SAFETY: the program passed `count` readable iovecs at `address` (checked: not NULL, at most IOV_MAX); they are only
     // read while the call that passed them runs.
     unsafe { std::slice::from_raw_parts(address as usize as *const libc::iovec, count as usize) }
+}
+
+/// The program's string, copied; None for NULL.
+pub(crate) fn string(address: u64) -> Option<CString> {
+    // SAFETY: the program passed a NUL-terminated string (checked: of a bounded length).
+    (address != 0).then(|| unsafe { CStr::from_ptr(address as usize as *const c_char) }.to_owned())
+}
+
+/// What a length that goes in and comes out is now; 0 for NULL.
+pub(crate) fn length(address: u64) -> libc::socklen_t {
+    match address {
+        0 => 0,
+        // SAFETY: the program passed a readable socklen_t.
+        _ => unsafe { std::ptr::read_unaligned(address as usize as *const libc::socklen_t) },
+    }
+}
+
+/// The hints of a lookup, copied; None for NULL.
+pub(crate) fn hints(address: u64) -> Option<libc::addrinfo> {
+    // SAFETY: the program passed a readable addrinfo; reading it is a plain copy.
+    (address != 0).then(|| unsafe { std::ptr::read_unaligned(address as usize as *const libc::addrinfo) })
 }
 
 /// The program's message header, copied.

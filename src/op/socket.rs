@@ -21,12 +21,22 @@ pub const UPCALL_OP_CONNECT: upcall_kind = 44;
 pub const UPCALL_OP_RECV: upcall_kind = 45;
 /// Kind of upcall_op_send().
 pub const UPCALL_OP_SEND: upcall_kind = 46;
+/// Kind of upcall_op_recvfrom().
+pub const UPCALL_OP_RECVFROM: upcall_kind = 47;
+/// Kind of upcall_op_sendto().
+pub const UPCALL_OP_SENDTO: upcall_kind = 48;
 /// Kind of upcall_op_recvmsg().
 pub const UPCALL_OP_RECVMSG: upcall_kind = 49;
 /// Kind of upcall_op_sendmsg().
 pub const UPCALL_OP_SENDMSG: upcall_kind = 50;
 /// Kind of upcall_op_shutdown().
 pub const UPCALL_OP_SHUTDOWN: upcall_kind = 51;
+/// Kind of upcall_op_getsockopt().
+pub const UPCALL_OP_GETSOCKOPT: upcall_kind = 52;
+/// Kind of upcall_op_setsockopt().
+pub const UPCALL_OP_SETSOCKOPT: upcall_kind = 53;
+/// Kind of upcall_op_pipe().
+pub const UPCALL_OP_PIPE: upcall_kind = 54;
 
 /// @brief socket(2): result: a descriptor, close-on-exec. Since 0.1.
 #[unsafe(no_mangle)]
@@ -83,6 +93,56 @@ pub extern "C" fn upcall_op_send(fd: i32, buf: *const c_void, len: usize, flags:
     upcall_op { fd, addr: buf as u64, len: len as u64, arg: flags as u32, ..blank(UPCALL_OP_SEND) }
 }
 
+/// @brief recvfrom(2): as upcall_op_recv(), with the sender's address.
+///
+/// `buf`, `addr` and `addrlen` are borrowed until the final event. `addr` may be NULL, then `addrlen` does not matter.
+/// `*addrlen` is the room at `addr`, read by upcall_submit(), and then the address's real length, which may be more than
+/// there was room for; 0 where there is none (a connected TCP socket). `flags`, result and UPCALL_FULL as for
+/// upcall_op_recv(); the address is that of the first part. Since 0.1.
+#[unsafe(no_mangle)]
+pub extern "C" fn upcall_op_recvfrom(
+    fd: i32,
+    buf: *mut c_void,
+    len: usize,
+    flags: i32,
+    addr: *mut sockaddr,
+    addrlen: *mut socklen_t,
+) -> upcall_op {
+    upcall_op {
+        fd,
+        addr: buf as u64,
+        addr2: addr as u64,
+        len: len as u64,
+        offset: addrlen as u64,
+        arg: flags as u32,
+        ..blank(UPCALL_OP_RECVFROM)
+    }
+}
+
+/// @brief sendto(2): as upcall_op_send(), to an address.
+///
+/// `addr` is copied; NULL, with an `addrlen` of 0, on a connected socket. `buf` is borrowed until the final event. Result:
+/// bytes sent; UPCALL_FULL sends all of them. Since 0.1.
+#[unsafe(no_mangle)]
+pub extern "C" fn upcall_op_sendto(
+    fd: i32,
+    buf: *const c_void,
+    len: usize,
+    flags: i32,
+    addr: *const sockaddr,
+    addrlen: socklen_t,
+) -> upcall_op {
+    upcall_op {
+        fd,
+        addr: buf as u64,
+        addr2: addr as u64,
+        len: len as u64,
+        offset: u64::from(addrlen),
+        arg: flags as u32,
+        ..blank(UPCALL_OP_SENDTO)
+    }
+}
+
 /// @brief recvmsg(2): a message with its sender's address and control data.
 ///
 /// `msg` and all it names are borrowed until the final event, which sets msg_namelen, msg_controllen and msg_flags.
@@ -107,6 +167,55 @@ pub extern "C" fn upcall_op_sendmsg(fd: i32, msg: *const msghdr, flags: i32) -> 
 #[unsafe(no_mangle)]
 pub extern "C" fn upcall_op_shutdown(fd: i32, how: i32) -> upcall_op {
     upcall_op { fd, arg: how as u32, ..blank(UPCALL_OP_SHUTDOWN) }
+}
+
+/// @brief getsockopt(2): result 0. `val` and `len` are borrowed until the final event; `*len` is the room at `val`, then the
+/// value's length. Since 0.1.
+#[unsafe(no_mangle)]
+pub extern "C" fn upcall_op_getsockopt(
+    fd: i32,
+    level: i32,
+    name: i32,
+    val: *mut c_void,
+    len: *mut socklen_t,
+) -> upcall_op {
+    upcall_op {
+        fd,
+        addr: val as u64,
+        addr2: len as u64,
+        arg: level as u32,
+        arg2: name as u32,
+        ..blank(UPCALL_OP_GETSOCKOPT)
+    }
+}
+
+/// @brief setsockopt(2): result 0. `val` is copied; more than 64 KiB are -EINVAL. What a value itself points to (a socket
+/// filter's instructions) is borrowed until the final event. Since 0.1.
+#[unsafe(no_mangle)]
+pub extern "C" fn upcall_op_setsockopt(
+    fd: i32,
+    level: i32,
+    name: i32,
+    val: *const c_void,
+    len: socklen_t,
+) -> upcall_op {
+    upcall_op {
+        fd,
+        addr: val as u64,
+        len: u64::from(len),
+        arg: level as u32,
+        arg2: name as u32,
+        ..blank(UPCALL_OP_SETSOCKOPT)
+    }
+}
+
+/// @brief pipe2(2): result 0, and `fds[0]` is what `fds[1]` writes to, both close-on-exec.
+///
+/// `fds` has room for two, is borrowed until the final event, and written on success only. `flags`: O_NONBLOCK, O_DIRECT,
+/// O_NOTIFICATION_PIPE or 0. Since 0.1.
+#[unsafe(no_mangle)]
+pub extern "C" fn upcall_op_pipe(fds: *mut i32, flags: i32) -> upcall_op {
+    upcall_op { addr: fds as u64, arg: flags as u32, ..blank(UPCALL_OP_PIPE) }
 }
 
 /// @brief The sender's address in a buffer lent by recvmsg; `room` is the header the operation was submitted with.
@@ -135,6 +244,9 @@ pub extern "C" fn upcall_msg_payload(msg: *const upcall_msg, room: *const msghdr
 }
 
 const NOSIGNAL: u32 = libc::MSG_NOSIGNAL as u32;
+/// What a native send adds. A unix datagram whose receiver's queue is full is copied before the kernel finds that out, and a
+/// send of the ring that waits and tries again then sends an empty one: result 0, the data lost (6.18). So it does not wait.
+const OUTWARD: u32 = NOSIGNAL | libc::MSG_DONTWAIT as u32;
 const CLOEXEC: u32 = libc::MSG_CMSG_CLOEXEC as u32;
 
 fn check_accept(op: &upcall_op) -> Checked {
@@ -153,6 +265,111 @@ fn check_accept(op: &upcall_op) -> Checked {
 fn check_transfer(op: &upcall_op) -> Checked {
     check_message_flags(op)?;
     check_data(op)
+}
+
+fn check_recvfrom(op: &upcall_op) -> Checked {
+    check_transfer(op)?;
+    if op.addr2 == 0 {
+        return Ok(());
+    }
+    if op.offset == 0 {
+        return invalid("addrlen is NULL but addr is not");
+    }
+    check_length(op.offset, "*addrlen")
+}
+
+fn check_sendto(op: &upcall_op) -> Checked {
+    check_transfer(op)?;
+    if op.offset > size_of::<libc::sockaddr_storage>() as u64 {
+        return invalid(format!("addrlen is {}, more than sizeof(struct sockaddr_storage)", op.offset));
+    }
+    // sendmsg(2) takes an address of no bytes for none, sendto(2) mostly for a bad one.
+    match (op.addr2, op.offset) {
+        (0, 1..) => invalid(format!("addr is NULL but addrlen is {}", op.offset)),
+        (1.., 0) => invalid("addrlen is 0 but addr is not NULL"),
+        _ => Ok(()),
+    }
+}
+
+/// A length that goes in and comes out is an int in the kernel.
+fn check_length(address: u64, what: &'static str) -> Checked {
+    match side::length(address) {
+        len if len > i32::MAX as u32 => invalid(format!("{what} is {len}, more than INT_MAX")),
+        _ => Ok(()),
+    }
+}
+
+fn check_getsockopt(op: &upcall_op) -> Checked {
+    if op.addr2 == 0 {
+        return invalid("len is NULL");
+    }
+    check_length(op.addr2, "*len")?;
+    match side::length(op.addr2) {
+        len if len > 0 && op.addr == 0 => invalid(format!("val is NULL but *len is {len}")),
+        _ => Ok(()),
+    }
+}
+
+/// The longest options are tables of some kilobytes.
+const MAX_OPTION: u64 = 64 << 10;
+
+fn check_setsockopt(op: &upcall_op) -> Checked {
+    if op.len > MAX_OPTION {
+        return invalid(format!("len is {}, more than 64 KiB", op.len));
+    }
+    if op.addr == 0 && op.len > 0 {
+        return invalid(format!("val is NULL but len is {}", op.len));
+    }
+    Ok(())
+}
+
+/// O_NOTIFICATION_PIPE has O_EXCL's bit (pipe2(2)).
+const PIPE_FLAGS: i32 = libc::O_NONBLOCK | libc::O_DIRECT | libc::O_EXCL | libc::O_CLOEXEC;
+
+fn check_pipe(op: &upcall_op) -> Checked {
+    if op.addr == 0 {
+        return invalid("fds is NULL");
+    }
+    if op.arg & !PIPE_FLAGS as u32 != 0 {
+        return invalid(format!(
+            "flags is {:#x}, only O_NONBLOCK, O_DIRECT, O_NOTIFICATION_PIPE and O_CLOEXEC are known",
+            op.arg
+        ));
+    }
+    Ok(())
+}
+
+fn pipe_flags(args: &Args) -> i32 {
+    args.arg as i32 | libc::O_CLOEXEC
+}
+
+/// The side block's word is where the kernel puts the two descriptors.
+fn finish_pipe(args: &Args, side: &mut Side, result: i64) {
+    if result == 0 {
+        // SAFETY: the program's array is borrowed until the final event, which has not been delivered (checked: not NULL).
+        unsafe { args.ptr2::<u64>().write_unaligned(side.made) };
+    }
+}
+
+/// Closes a pipe that nobody will be told of.
+pub(super) fn close_pipe(made: u64) {
+    let [a, b, c, d, e, f, g, h] = made.to_ne_bytes();
+    sys::close(i32::from_ne_bytes([a, b, c, d]));
+    sys::close(i32::from_ne_bytes([e, f, g, h]));
+}
+
+/// The kernel was not asked: it writes no such msg_flags.
+const UNASKED: i32 = -1;
+
+fn finish_recvfrom(args: &Args, side: &mut Side, result: i64) {
+    // An error after a part: the address that came with that part is the program's all the same.
+    if (result < 0 && side.kept.is_none()) || args.addr2 == 0 {
+        return;
+    }
+    let now = if side.msg.msg_flags == UNASKED { 0 } else { side.msg.msg_namelen };
+    let length = side.kept.map_or(now, |(name, _, _)| name);
+    // SAFETY: the program's length is borrowed until the final event, which has not been delivered (checked: not NULL).
+    unsafe { (args.offset as usize as *mut socklen_t).write_unaligned(length) };
 }
 
 fn check_message(op: &upcall_op) -> Checked {
@@ -288,6 +505,10 @@ fn attempt_send(args: &mut Args) -> Decision {
     unless_again(sys::send(args.fd(), args.ptr(), args.call_len() as usize, flags), libc::POLLOUT)
 }
 
+fn amend_send(_: &mut Args, result: i64) -> Option<Decision> {
+    (result == -i64::from(libc::EAGAIN)).then_some(Decision::Wait(libc::POLLOUT as u32))
+}
+
 fn attempt_recvmsg(args: &mut Args) -> Decision {
     let flags = (args.arg | CLOEXEC) as i32 | libc::MSG_DONTWAIT;
     unless_again(sys::recvmsg(args.fd(), args.ptr(), flags), libc::POLLIN)
@@ -295,7 +516,16 @@ fn attempt_recvmsg(args: &mut Args) -> Decision {
 
 fn attempt_sendmsg(args: &mut Args) -> Decision {
     let flags = (args.arg | NOSIGNAL) as i32 | libc::MSG_DONTWAIT;
-    unless_again(sys::sendmsg(args.fd(), args.ptr(), flags), libc::POLLOUT)
+    let result = sys::sendmsg(args.fd(), args.ptr(), flags);
+    // A unix receiver named by address has a full queue: the sender's own socket is writable all the time, and nothing
+    // tells when there is room.
+    if result == -i64::from(libc::EAGAIN)
+        && !side::message(args.addr).msg_name.is_null()
+        && sys::poll_now(args.fd(), libc::POLLOUT) != 0
+    {
+        return Decision::Later;
+    }
+    unless_again(result, libc::POLLOUT)
 }
 
 /// The room a lent buffer keeps before the payload: header, name, control data.
@@ -469,7 +699,7 @@ pub(super) const OPS: &[OpDef] = &[
         opcode: Some(opcode::Send::CODE),
         ring: form!(|args| {
             opcode::Send::new(types::Fd(args.fd()), args.ptr(), args.call_len())
-                .flags((args.arg | NOSIGNAL) as i32)
+                .flags((args.arg | OUTWARD) as i32)
                 .build()
         }),
         ring_zerocopy: form!(|args| {
@@ -477,7 +707,39 @@ pub(super) const OPS: &[OpDef] = &[
                 .flags((args.arg | NOSIGNAL) as i32)
                 .build()
         }),
+        amend: Some(amend_send),
         attempt: Some(attempt_send),
+        ..OpDef::BASE
+    },
+    OpDef {
+        kind: UPCALL_OP_RECVFROM,
+        name: "recvfrom",
+        facts: FD | MOVES | CAN_FULL | INWARD | EMPTY_IS_DONE | VECTOR | MESSAGE,
+        check: Some(check_recvfrom),
+        copy: Some(|args, side, _| {
+            let room = if args.addr2 == 0 { 0 } else { side::length(args.offset) };
+            side.make_message(args, args.addr2, room.min(size_of::<libc::sockaddr_storage>() as u32));
+            side.msg.msg_flags = UNASKED;
+        }),
+        opcode: Some(opcode::RecvMsg::CODE),
+        ring: form!(|args| opcode::RecvMsg::new(types::Fd(args.fd()), args.ptr()).flags(args.arg).build()),
+        attempt: Some(attempt_recvmsg),
+        finish: Some(finish_recvfrom),
+        ..OpDef::BASE
+    },
+    OpDef {
+        kind: UPCALL_OP_SENDTO,
+        name: "sendto",
+        facts: FD | MOVES | CAN_FULL | VECTOR | MESSAGE,
+        check: Some(check_sendto),
+        copy: Some(|args, side, _| {
+            let name = if args.addr2 == 0 { 0 } else { side.keep_name(args.addr2, args.offset) };
+            side.make_message(args, name, args.offset as u32);
+        }),
+        opcode: Some(opcode::SendMsg::CODE),
+        ring: form!(|args| opcode::SendMsg::new(types::Fd(args.fd()), args.ptr()).flags(args.arg | OUTWARD).build()),
+        amend: Some(amend_send),
+        attempt: Some(attempt_sendmsg),
         ..OpDef::BASE
     },
     OpDef {
@@ -517,10 +779,11 @@ pub(super) const OPS: &[OpDef] = &[
         check: Some(check_message),
         copy: Some(|args, side, _| side.keep_message(args, true)),
         opcode: Some(opcode::SendMsg::CODE),
-        ring: form!(|args| opcode::SendMsg::new(types::Fd(args.fd()), args.ptr()).flags(args.arg | NOSIGNAL).build()),
+        ring: form!(|args| opcode::SendMsg::new(types::Fd(args.fd()), args.ptr()).flags(args.arg | OUTWARD).build()),
         ring_zerocopy: form!(|args| {
             opcode::SendMsgZc::new(types::Fd(args.fd()), args.ptr()).flags(args.arg | NOSIGNAL).build()
         }),
+        amend: Some(amend_send),
         attempt: Some(attempt_sendmsg),
         ..OpDef::BASE
     },
@@ -531,6 +794,43 @@ pub(super) const OPS: &[OpDef] = &[
         opcode: Some(opcode::Shutdown::CODE),
         ring: form!(|args| opcode::Shutdown::new(types::Fd(args.fd()), args.arg as i32).build()),
         attempt: Some(|args| Decision::Done(sys::shutdown(args.fd(), args.arg as i32))),
+        ..OpDef::BASE
+    },
+    // Options are read and set at once. The ring's own form reads only SOL_SOCKET, and answers a length.
+    OpDef {
+        kind: UPCALL_OP_GETSOCKOPT,
+        name: "getsockopt",
+        facts: FD,
+        check: Some(check_getsockopt),
+        attempt: Some(|args| {
+            Decision::Done(sys::getsockopt(args.fd(), args.arg as i32, args.arg2 as i32, args.ptr(), args.ptr2()))
+        }),
+        ..OpDef::BASE
+    },
+    OpDef {
+        kind: UPCALL_OP_SETSOCKOPT,
+        name: "setsockopt",
+        facts: FD,
+        check: Some(check_setsockopt),
+        copy: Some(|args, side, _| args.addr = side.keep_value(args.addr, args.len)),
+        attempt: Some(|args| {
+            let len = args.len as socklen_t;
+            Decision::Done(sys::setsockopt(args.fd(), args.arg as i32, args.arg2 as i32, args.ptr(), len))
+        }),
+        ..OpDef::BASE
+    },
+    OpDef {
+        kind: UPCALL_OP_PIPE,
+        name: "pipe",
+        check: Some(check_pipe),
+        copy: Some(|args, side, _| {
+            args.addr2 = args.addr;
+            args.addr = &raw mut side.made as u64;
+        }),
+        opcode: Some(opcode::Pipe::CODE),
+        ring: form!(|args| opcode::Pipe::new(args.ptr()).flags(pipe_flags(args) as u32).build()),
+        attempt: Some(|args| Decision::Done(sys::pipe2(args.ptr(), pipe_flags(args)))),
+        finish: Some(finish_pipe),
         ..OpDef::BASE
     },
 ];

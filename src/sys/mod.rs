@@ -63,6 +63,9 @@ call! {
     sendmsg(fd: i32, msg: *const msghdr, flags: i32) = libc::sendmsg(fd, msg, flags) as i64;
     shutdown(fd: i32, how: i32) = libc::shutdown(fd, how);
     tee(from: i32, to: i32, len: usize, flags: u32) = libc::tee(from, to, len, flags) as i64;
+    getsockopt(fd: i32, level: i32, name: i32, value: *mut c_void, len: *mut socklen_t) = libc::getsockopt(fd, level, name, value, len);
+    setsockopt(fd: i32, level: i32, name: i32, value: *const c_void, len: socklen_t) = libc::setsockopt(fd, level, name, value, len);
+    pipe2(fds: *mut i32, flags: i32) = libc::pipe2(fds, flags);
     eventfd() = libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK);
     epoll_create() = libc::epoll_create1(libc::EPOLL_CLOEXEC);
     timerfd_create() = libc::timerfd_create(libc::CLOCK_MONOTONIC, libc::TFD_CLOEXEC | libc::TFD_NONBLOCK);
