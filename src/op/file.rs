@@ -78,6 +78,10 @@ pub(super) const OPS: &[OpDef] = &[
             opcode::Read::new(types::Fd(args.fd()), args.ptr(), args.call_len()).offset(args.offset).build()
         }),
         attempt: Some(|args| {
+            // For O_DIRECT the flag keeps nothing away but locks: the call waits for the disk (6.18: 1.1 ms per MiB).
+            if sys::is_direct(args.fd()) {
+                return Decision::Pool;
+            }
             let result = sys::preadv2(args.fd(), &part_of(args), 1, args.offset as i64, sys::RWF_NOWAIT);
             unless_short(result, u64::from(args.call_len()))
         }),

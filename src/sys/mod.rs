@@ -230,11 +230,20 @@ pub(crate) fn is_at_end(fd: i32, offset: u64) -> bool {
     }
 }
 
-/// O_NONBLOCK is set.
-pub(crate) fn is_nonblocking(fd: i32) -> bool {
+fn has_status(fd: i32, flag: i32) -> bool {
     // SAFETY: no pointers.
     let flags = unsafe { libc::fcntl(fd, libc::F_GETFL) };
-    flags >= 0 && flags & libc::O_NONBLOCK != 0
+    flags >= 0 && flags & flag != 0
+}
+
+/// O_NONBLOCK is set.
+pub(crate) fn is_nonblocking(fd: i32) -> bool {
+    has_status(fd, libc::O_NONBLOCK)
+}
+
+/// O_DIRECT is set: each read of a file is one of the disk.
+pub(crate) fn is_direct(fd: i32) -> bool {
+    has_status(fd, libc::O_DIRECT)
 }
 
 /// The descriptor is open.
