@@ -17,8 +17,8 @@
  * **Threads.** A loop belongs to the first thread that polls it. upcall_submit(), upcall_cancel(), upcall_cancel_fd(),
  * upcall_cancel_all(), upcall_post(), upcall_stop(), upcall_hold(), upcall_unhold(), upcall_stats_get(),
  * upcall_supports(), upcall_loop_backend(), upcall_backend_reason() and upcall_buffers_return() may be called by any
- * thread; the rest by the owner only, and from another thread they answer -EPERM. In a forked child every call on an
- * inherited loop answers -ECHILD.
+ * thread; the rest by the owner only, and from another thread they answer -EPERM. A reader is nobody's: any thread may
+ * use it. In a forked child every call on an inherited loop or reader answers -ECHILD.
  *
  * **Callbacks** run on the owner thread, inside upcall_poll(), upcall_run() and upcall_loop_close() and nowhere else. They
  * must return normally: no exception, no longjmp. They may submit, cancel, reap, post and stop.
