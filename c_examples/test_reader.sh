@@ -17,8 +17,8 @@ run() {
 
 : >empty
 printf x >one
-head -c 524288 /dev/urandom >block
-head -c 524289 /dev/urandom >more
+head -c 1048576 /dev/urandom >block
+head -c 1048577 /dev/urandom >more
 head -c 30000000 /dev/urandom >large
 truncate -s 20000000 hole
 

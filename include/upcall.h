@@ -505,11 +505,11 @@ typedef struct upcall_reader_config {
      */
     upcall_backend backend;
     /**
-     * Bytes of a block: a multiple of 4096, at most 1 GiB. Default 524288.
+     * Bytes of a block: a multiple of 4096, at most 1 GiB. Default 1048576.
      */
     uint32_t block_size;
     /**
-     * Blocks read ahead at most, in flight or ready: 1 to 1024. Default 8. The reader's memory is
+     * Blocks read ahead at most, in flight or ready: 1 to 1024. Default 4. The reader's memory is
      * (depth + 1) * block_size: one block more, for the program to work on meanwhile.
      */
     uint32_t depth;

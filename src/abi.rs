@@ -220,9 +220,9 @@ pub struct upcall_reader_config {
     pub size: u32,
     /// A UPCALL_BACKEND_ constant.
     pub backend: upcall_backend,
-    /// Bytes of a block: a multiple of 4096, at most 1 GiB. Default 524288.
+    /// Bytes of a block: a multiple of 4096, at most 1 GiB. Default 1048576.
     pub block_size: u32,
-    /// Blocks read ahead at most, in flight or ready: 1 to 1024. Default 8. The reader's memory is
+    /// Blocks read ahead at most, in flight or ready: 1 to 1024. Default 4. The reader's memory is
     /// (depth + 1) * block_size: one block more, for the program to work on meanwhile.
     pub depth: u32,
     /// Where in the file to begin, in bytes. Default 0. With O_DIRECT it must be aligned as the file system demands.
