@@ -20,9 +20,11 @@ test:
 bench:
 	tools/setup.sh bench
 	cmake -S . -B $(BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release
-	cmake --build $(BUILD) --target figures
+	cmake --build $(BUILD) --target figures reader_bench
 	UPCALL_BACKEND=io_uring $(BUILD)/bench/figures
 	UPCALL_BACKEND=epoll $(BUILD)/bench/figures
+	UPCALL_BACKEND=io_uring $(BUILD)/bench/reader_bench
+	UPCALL_BACKEND=epoll $(BUILD)/bench/reader_bench
 
 clean:
 	rm -rf build target

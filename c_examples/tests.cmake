@@ -16,3 +16,4 @@ upcall_add_example_test(cp COMMAND ${UPCALL_BASH} ${CMAKE_CURRENT_LIST_DIR}/test
 upcall_add_example_test(reap COMMAND ${UPCALL_BASH} ${CMAKE_CURRENT_LIST_DIR}/test_reap.sh $<TARGET_FILE:reap>)
 upcall_add_example_test(workers
     COMMAND ${UPCALL_BASH} ${CMAKE_CURRENT_LIST_DIR}/test_workers.sh $<TARGET_FILE:workers>)
+upcall_add_example_test(reader COMMAND ${UPCALL_BASH} ${CMAKE_CURRENT_LIST_DIR}/test_reader.sh $<TARGET_FILE:reader>)

@@ -17,8 +17,8 @@
  * **Threads.** A loop belongs to the first thread that polls it. upcall_submit(), upcall_cancel(), upcall_cancel_fd(),
  * upcall_cancel_all(), upcall_post(), upcall_stop(), upcall_hold(), upcall_unhold(), upcall_stats_get(),
  * upcall_supports(), upcall_loop_backend(), upcall_backend_reason() and upcall_buffers_return() may be called by any
- * thread; the rest by the owner only, and from another thread they answer -EPERM. In a forked child every call on an
- * inherited loop answers -ECHILD.
+ * thread; the rest by the owner only, and from another thread they answer -EPERM. A reader is nobody's: any thread may
+ * use it. In a forked child every call on an inherited loop or reader answers -ECHILD.
  *
  * **Callbacks** run on the owner thread, inside upcall_poll(), upcall_run() and upcall_loop_close() and nowhere else. They
  * must return normally: no exception, no longjmp. They may submit, cancel, reap, post and stop.
@@ -53,6 +53,8 @@ struct open_how;
 
 /** @brief Fills a upcall_config with the defaults of the header this program was compiled with. */
 #define upcall_config_init(config) upcall_config_init_sized((config), sizeof *(config))
+/** @brief Fills a upcall_reader_config with the defaults of the header this program was compiled with. */
+#define upcall_reader_config_init(config) upcall_reader_config_init_sized((config), sizeof *(config))
 /** @brief Reads the loop's counters into a upcall_stats of the size this program was compiled with. */
 #define upcall_stats_get(loop, stats) upcall_stats_get_sized((loop), (stats), sizeof *(stats))
 
@@ -227,6 +229,13 @@ typedef struct upcall_buffers upcall_buffers;
  * A loop: made by upcall_loop_new(), ended by upcall_loop_free(). It belongs to the first thread that polls it.
  */
 typedef struct upcall_loop upcall_loop;
+
+/**
+ * A file as a stream of blocks that are read ahead, behind a descriptor that polls readable when a block is in memory:
+ * upcall_reader_new(), upcall_reader_fd(), upcall_reader_next(), upcall_reader_wait(), upcall_reader_release(),
+ * upcall_reader_free().
+ */
+typedef struct upcall_reader upcall_reader;
 
 /**
  * Which kernel interface a loop runs on: a UPCALL_BACKEND_ constant.
@@ -484,6 +493,41 @@ typedef struct upcall_stats {
      */
     uint64_t longest_callback_ns;
 } upcall_stats;
+
+/**
+ * How a reader is made. Fill it with upcall_reader_config_init(), change what you need, pass it to upcall_reader_new().
+ */
+typedef struct upcall_reader_config {
+    /**
+     * sizeof(upcall_reader_config), set by upcall_reader_config_init().
+     */
+    uint32_t size;
+    /**
+     * A UPCALL_BACKEND_ constant.
+     */
+    upcall_backend backend;
+    /**
+     * Bytes of a block: a multiple of 4096, at most 1 GiB. Default 1048576.
+     */
+    uint32_t block_size;
+    /**
+     * Blocks read ahead at most, in flight or ready: 1 to 1024. Default 4. The reader's memory is
+     * (depth + 1) * block_size: one block more, for the program to work on meanwhile.
+     */
+    uint32_t depth;
+    /**
+     * Where in the file to begin, in bytes. Default 0. With O_DIRECT it must be aligned as the file system demands.
+     */
+    uint64_t offset;
+    /**
+     * Bytes to read at most; 0, the default: to the end of the file. It need not be aligned.
+     */
+    uint64_t length;
+    /**
+     * Must be zero.
+     */
+    uint64_t reserved[4];
+} upcall_reader_config;
 
 /**
  * A computation run on a thread of the loop's pool; what it returns is the event's result.
@@ -1092,6 +1136,90 @@ int32_t upcall_buffers_return(struct upcall_buffers *buffers, void *buffer);
  * @return 0; -EBUSY while any buffer is lent or any operation uses the pool. Since 0.1.
  */
 int32_t upcall_buffers_free(struct upcall_buffers *buffers);
+
+/**
+ * @brief Fills the first `size` bytes of `*config` with the defaults: use upcall_reader_config_init().
+ *
+ * `config` may be NULL (nothing is done). Any thread. Since 0.1.
+ */
+void upcall_reader_config_init_sized(struct upcall_reader_config *config, size_t size);
+
+/**
+ * @brief Begins to read file `fd` ahead, block after block. `config` NULL: the defaults.
+ *
+ * A disk is never "ready", so a file cannot be waited for. A reader can: it keeps up to `config.depth` blocks in flight or
+ * ready, on a thread of its own, and upcall_reader_fd() polls readable exactly when upcall_reader_next() has an answer. So
+ * a file joins any select(2), poll(2) or epoll(7) loop; no upcall_loop is needed.
+ *
+ * `fd` stays the program's: the reader has a duplicate of it, reads by position only, and neither uses nor moves the
+ * file's own position. `fd` may be closed at once. (The duplicate is closed by upcall_reader_free(), and closing any
+ * descriptor of a file drops the process's fcntl(2) record locks on it.) O_DIRECT works: blocks are aligned to a page.
+ * `config` is read during the call; `*reader` receives the reader, to be ended by upcall_reader_free(), or NULL. The
+ * reader's memory is (depth + 1) * block_size bytes. Besides it has at most two threads, six descriptors, and, without
+ * io_uring, pool threads for the reads that wait for the disk. All of them block every signal. Any thread.
+ *
+ * @return 0; -EBADF (not open, or not for reading), -ESPIPE (a pipe, socket or terminal), -EISDIR; -EINVAL (a NULL or a
+ * value out of range, named by upcall_last_error()); -E2BIG (a config with fields this library does not know); -ENOMEM,
+ * -EMFILE, -ENFILE; -EAGAIN (no thread); with UPCALL_BACKEND_IO_URING the errno of the refusal. Since 0.1.
+ */
+int32_t upcall_reader_new(int32_t fd,
+                          const struct upcall_reader_config *config,
+                          struct upcall_reader **reader);
+
+/**
+ * @brief The descriptor to wait for: readable, by level, exactly while upcall_reader_next() would not answer -EAGAIN. From
+ * the end of the file, or an error, on it stays readable.
+ *
+ * The reader owns it: never read or close it, only wait for POLLIN. Any thread.
+ *
+ * @return the descriptor; -EINVAL for NULL; -ECHILD in a forked child. Since 0.1.
+ */
+int32_t upcall_reader_fd(struct upcall_reader *reader);
+
+/**
+ * @brief Takes the next block, in the order of the file, if it is ready. Never waits.
+ *
+ * `*block` receives the block, aligned to a page, or NULL. It is lent until upcall_reader_release() or
+ * upcall_reader_free(), and does not exist in a forked child. Blocks that are not released hold back reading ahead; with
+ * depth + 1 of them lent nothing more is read until one comes back. Every block is exactly `block_size` bytes, but for
+ * the last. A file that is changed meanwhile is read as it is when its blocks are read; the first read that meets its end
+ * is the end. Any thread; for each block it is one caller that gets it.
+ *
+ * @return > 0: the bytes of the block; 0: the end of the file, or of `config.length`; -EAGAIN: nothing is ready yet (no
+ * text in upcall_last_error()); another negative errno: reading failed, behind the bytes before it (-EIO; -EINVAL for what
+ * O_DIRECT does not allow). The end and an error stay. -EINVAL for a NULL; -ECHILD in a forked child. Since 0.1.
+ */
+int64_t upcall_reader_next(struct upcall_reader *reader,
+                           const void **block);
+
+/**
+ * @brief As upcall_reader_next(), but waits for a block, for at most `timeout_ns` (0: don't wait; negative: no limit).
+ *
+ * A signal handler that ran ends the wait. With all blocks lent it waits for another thread to release one. Any thread.
+ *
+ * @return as upcall_reader_next(); -EAGAIN when the time is over or a signal handler ran. Since 0.1.
+ */
+int64_t upcall_reader_wait(struct upcall_reader *reader, const void **block, int64_t timeout_ns);
+
+/**
+ * @brief Gives a block back, in any order. `block`: what upcall_reader_next() stored. Any thread.
+ *
+ * @return 0; -EINVAL for a NULL, or a pointer that is not a lent block of this reader (a foreign one, one released twice);
+ * -ECHILD in a forked child. Since 0.1.
+ */
+int32_t upcall_reader_release(struct upcall_reader *reader,
+                              const void *block);
+
+/**
+ * @brief Ends the reader: nothing more is read, what is in flight is waited for, and its memory, lent blocks included, its
+ * threads and its descriptors are gone when it returns. NULL is fine.
+ *
+ * Any thread, while no other thread is in a call with this reader. Take upcall_reader_fd() out of an epoll set before. In
+ * a forked child only that process's copies of the descriptors are closed.
+ *
+ * @return 0. Since 0.1.
+ */
+int32_t upcall_reader_free(struct upcall_reader *reader);
 
 /**
  * @brief Runs `fn(arg)` on a thread of the loop's pool; result: what it returns.

@@ -106,6 +106,13 @@ pub struct upcall_buffers {
     _private: [u8; 0],
 }
 
+/// A file as a stream of blocks that are read ahead, behind a descriptor that polls readable when a block is in memory:
+/// upcall_reader_new(), upcall_reader_fd(), upcall_reader_next(), upcall_reader_wait(), upcall_reader_release(),
+/// upcall_reader_free().
+pub struct upcall_reader {
+    _private: [u8; 0],
+}
+
 /// Names an accepted operation: generation-tagged, never 0. A stale, forged or foreign id is detected, not misdirected.
 pub type upcall_id = u64;
 
@@ -204,6 +211,27 @@ pub struct upcall_config {
     pub flags: u64,
     /// Must be zero.
     pub reserved: [u64; 8],
+}
+
+/// How a reader is made. Fill it with upcall_reader_config_init(), change what you need, pass it to upcall_reader_new().
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct upcall_reader_config {
+    /// sizeof(upcall_reader_config), set by upcall_reader_config_init().
+    pub size: u32,
+    /// A UPCALL_BACKEND_ constant.
+    pub backend: upcall_backend,
+    /// Bytes of a block: a multiple of 4096, at most 1 GiB. Default 1048576.
+    pub block_size: u32,
+    /// Blocks read ahead at most, in flight or ready: 1 to 1024. Default 4. The reader's memory is
+    /// (depth + 1) * block_size: one block more, for the program to work on meanwhile.
+    pub depth: u32,
+    /// Where in the file to begin, in bytes. Default 0. With O_DIRECT it must be aligned as the file system demands.
+    pub offset: u64,
+    /// Bytes to read at most; 0, the default: to the end of the file. It need not be aligned.
+    pub length: u64,
+    /// Must be zero.
+    pub reserved: [u64; 4],
 }
 
 /// The loop's counters: upcall_stats_get(). Plain words that only grow (but for in_flight), not a snapshot.

@@ -3,6 +3,7 @@
 //! The rooms, each of which knows only those below it:
 //!
 //! - [`ffi`]: the C surface: checks, converts, calls the engine.
+//! - [`reader`]: a file read ahead behind a pollable descriptor: a client of the engine.
 //! - [`engine`]: what every backend shares: slots and ids, the turn of the loop, links, deadlines, multishot, buffers.
 //! - [`driver`]: how an operation meets the kernel: `uring`, `epoll`, and threads for what would block.
 //! - [`op`]: the catalogue: one entry per operation, with its meanings in system calls. Data that all may read.
@@ -19,4 +20,5 @@ mod driver;
 mod engine;
 mod ffi;
 mod op;
+mod reader;
 mod sys;

@@ -3,6 +3,7 @@
 //! [`crate::op`].
 
 mod pointer;
+mod reader;
 mod text;
 
 use crate::abi::*;
@@ -17,8 +18,9 @@ pub(crate) use text::{fail, fail_with};
 /// `config` may be NULL (nothing is done). Any thread. Since 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn upcall_config_init_sized(config: *mut upcall_config, size: usize) {
+    let sized = upcall_config { size: size.min(u32::MAX as usize) as u32, ..engine::config::defaults() };
     // SAFETY: the program passed `size` writable bytes, or NULL.
-    unsafe { pointer::write_config(config, size, &engine::config::defaults()) };
+    unsafe { pointer::write_config(config, size, &sized) };
 }
 
 /// @brief Makes a loop. `config` NULL: the defaults. It belongs to the first thread that polls it; until then operations
@@ -38,7 +40,7 @@ pub unsafe extern "C" fn upcall_loop_new(config: *const upcall_config, r#loop: *
     *out = std::ptr::null_mut();
     let mut wanted = engine::config::defaults();
     // SAFETY: the program passed a config whose first word is its size, or NULL.
-    if let Err(error) = unsafe { pointer::read_config(config, &mut wanted) } {
+    if let Err(error) = unsafe { pointer::read_config(config, &mut wanted, "upcall_loop_new") } {
         return error;
     }
     match Loop::create(&wanted) {

@@ -4,6 +4,7 @@ use super::text::{fail, fail_with};
 use crate::abi::*;
 use crate::engine::Loop;
 use crate::engine::buffers::Pool;
+use crate::reader::Reader;
 use std::mem::MaybeUninit;
 use std::sync::Arc;
 
@@ -139,27 +140,26 @@ pub(super) unsafe fn write_sized<T>(to: *mut T, size: usize, value: &T) {
     }
 }
 
-/// Fills the program's config: what it has room for, zeros after what this library knows, and its size.
+/// Fills the program's config: what it has room for, and zeros after what this library knows. `value` has its size.
 ///
 /// # Safety
 /// `to` is NULL or `size` writable bytes.
-pub(super) unsafe fn write_config(to: *mut upcall_config, size: usize, defaults: &upcall_config) {
-    let mut sized = *defaults;
-    sized.size = size.min(u32::MAX as usize) as u32;
+pub(super) unsafe fn write_config<T: Copy>(to: *mut T, size: usize, value: &T) {
     // SAFETY: the caller's promise.
     unsafe {
-        write_sized(to, size, &sized);
-        if !to.is_null() && size > size_of::<upcall_config>() {
-            to.add(1).cast::<u8>().write_bytes(0, size - size_of::<upcall_config>());
+        write_sized(to, size, value);
+        if !to.is_null() && size > size_of::<T>() {
+            to.add(1).cast::<u8>().write_bytes(0, size - size_of::<T>());
         }
     }
 }
 
 /// Reads a config of the size it says (openat2(2)'s rule): a shorter one leaves defaults, a longer one must end in zeros.
+/// `what` is who asks.
 ///
 /// # Safety
-/// `config` is NULL, or as many readable bytes as its first word says.
-pub(super) unsafe fn read_config(config: *const upcall_config, into: &mut upcall_config) -> Result<(), i32> {
+/// `config` is NULL, or as many readable bytes as its first word says. `T` is plain words.
+pub(super) unsafe fn read_config<T: Copy>(config: *const T, into: &mut T, what: &'static str) -> Result<(), i32> {
     if config.is_null() {
         return Ok(());
     }
@@ -168,21 +168,20 @@ pub(super) unsafe fn read_config(config: *const upcall_config, into: &mut upcall
     if size < size_of::<u32>() {
         return Err(fail_with(
             libc::EINVAL,
-            format_args!("upcall_loop_new: config.size is {size}: use upcall_config_init()"),
+            format_args!("{what}: config.size is {size}: fill the config with its _init()"),
         ));
     }
     if size > 4096 {
-        return Err(fail_with(libc::E2BIG, format_args!("upcall_loop_new: config.size is {size}, more than a page")));
+        return Err(fail_with(libc::E2BIG, format_args!("{what}: config.size is {size}, more than a page")));
     }
-    let known = size_of::<upcall_config>();
+    let known = size_of::<T>();
     // SAFETY: `size` readable bytes; the destination has `known`.
     let tail = unsafe {
         std::ptr::copy_nonoverlapping(config.cast::<u8>(), std::ptr::from_mut(into).cast::<u8>(), size.min(known));
         std::slice::from_raw_parts(config.cast::<u8>().add(size.min(known)), size.saturating_sub(known))
     };
-    into.size = known as u32;
     if tail.iter().any(|&byte| byte != 0) {
-        return Err(fail(libc::E2BIG, "upcall_loop_new: config has fields that this library does not know"));
+        return Err(fail_with(libc::E2BIG, format_args!("{what}: config has fields that this library does not know")));
     }
     Ok(())
 }
@@ -240,4 +239,27 @@ pub(super) unsafe fn take_pool(handle: *mut upcall_buffers) -> i32 {
     // SAFETY: the caller's promise.
     drop(unsafe { Arc::from_raw(handle.cast::<Pool>()) });
     0
+}
+
+/// Gives a reader to the program.
+pub(super) fn give_reader(made: Box<Reader>) -> *mut upcall_reader {
+    Box::into_raw(made).cast()
+}
+
+/// The reader behind a handle.
+///
+/// # Safety
+/// `handle` is NULL or a reader that was not freed.
+pub(super) unsafe fn reader<'a>(handle: *mut upcall_reader) -> Option<&'a Reader> {
+    // SAFETY: a handle is a Reader made by `give_reader`.
+    unsafe { handle.cast::<Reader>().as_ref() }
+}
+
+/// Ends a reader and takes its memory back.
+///
+/// # Safety
+/// `handle` came from `give_reader` and is not used again.
+pub(super) unsafe fn take_reader(handle: *mut upcall_reader) {
+    // SAFETY: the caller's promise.
+    drop(unsafe { Box::from_raw(handle.cast::<Reader>()) });
 }

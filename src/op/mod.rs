@@ -19,6 +19,7 @@ mod xattr;
 pub(crate) mod side;
 
 pub(crate) use compute::Lookup;
+pub(crate) use file::upcall_op_pread;
 
 use crate::abi::*;
 use io_uring::squeue::Entry;

@@ -28,6 +28,28 @@ impl Reservation {
         if base == libc::MAP_FAILED { Err(super::errno()) } else { Ok(Reservation { base: base.cast(), len }) }
     }
 
+    /// Zeroed memory for transfers that does not exist in a forked child: while the kernel writes to a page directly, a
+    /// child's share in it could send the data to the wrong copy. Huge pages make it cheaper to fill, where there are any.
+    pub fn for_transfers(len: usize) -> Result<Reservation, i32> {
+        // SAFETY: a new private mapping, and advice about it.
+        unsafe {
+            let base = libc::mmap(
+                std::ptr::null_mut(),
+                len,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+                -1,
+                0,
+            );
+            if base == libc::MAP_FAILED {
+                return Err(super::errno());
+            }
+            libc::madvise(base, len, libc::MADV_DONTFORK);
+            libc::madvise(base, len, libc::MADV_HUGEPAGE);
+            Ok(Reservation { base: base.cast(), len })
+        }
+    }
+
     /// Makes `[from, to)` readable and writable, zeroed.
     pub fn commit(&self, from: usize, to: usize) -> Result<(), i32> {
         assert!(from <= to && to <= self.len);

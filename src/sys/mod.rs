@@ -204,6 +204,31 @@ pub(crate) fn poll_now(fd: i32, events: i16) -> i16 {
     }
 }
 
+/// Waits until a descriptor is readable, at most so long (negative: no limit): 1, 0 or -errno.
+pub(crate) fn wait_readable(fd: i32, timeout_ns: i64) -> i64 {
+    let mut one = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+    let time = timespec(timeout_ns.max(0) as u64);
+    let limit = if timeout_ns < 0 { std::ptr::null() } else { &raw const time };
+    // SAFETY: one writable pollfd; `time` lives across the call; no signal mask is passed.
+    answer(i64::from(unsafe { libc::ppoll(&mut one, 1, limit, std::ptr::null()) }))
+}
+
+/// A second, close-on-exec descriptor of the same open file.
+pub(crate) fn duplicate(fd: i32) -> i64 {
+    // SAFETY: no pointers.
+    answer(i64::from(unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 0) }))
+}
+
+/// Why positional reads of a descriptor cannot work, if that can be known: -EBADF, -EISDIR, -ESPIPE; else 0.
+pub(crate) fn read_at_refusal(fd: i32) -> i64 {
+    match mode_of(fd) {
+        Err(error) => -i64::from(error),
+        Ok(libc::S_IFDIR) => -i64::from(libc::EISDIR),
+        // A read of no parts asks for nothing but the permission.
+        Ok(_) => preadv2(fd, std::ptr::null(), 0, 0, 0).min(0),
+    }
+}
+
 fn mode_of(fd: i32) -> Result<libc::mode_t, i32> {
     // SAFETY: all-zero bytes are a valid stat; fstat fills it.
     unsafe {
@@ -256,19 +281,21 @@ pub(crate) fn is_at_end(fd: i32, offset: u64) -> bool {
     }
 }
 
-/// A file or disk opened with O_DIRECT: its reader waits for the device, RWF_NOWAIT or not (6.18). On a pipe the flag means
-/// something else.
+/// A file or disk opened with O_DIRECT: its reader waits for the device, RWF_NOWAIT or not (6.18: 1.1 ms per MiB). On a pipe
+/// the flag means something else.
 pub(crate) fn is_direct_file(fd: i32) -> bool {
+    has_status(fd, libc::O_DIRECT) && is_file(fd)
+}
+
+fn has_status(fd: i32, flag: i32) -> bool {
     // SAFETY: no pointers.
     let flags = unsafe { libc::fcntl(fd, libc::F_GETFL) };
-    flags >= 0 && flags & libc::O_DIRECT != 0 && is_file(fd)
+    flags >= 0 && flags & flag != 0
 }
 
 /// O_NONBLOCK is set.
 pub(crate) fn is_nonblocking(fd: i32) -> bool {
-    // SAFETY: no pointers.
-    let flags = unsafe { libc::fcntl(fd, libc::F_GETFL) };
-    flags >= 0 && flags & libc::O_NONBLOCK != 0
+    has_status(fd, libc::O_NONBLOCK)
 }
 
 /// The descriptor is open.
