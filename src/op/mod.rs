@@ -8,6 +8,7 @@
 mod compute;
 mod file;
 mod path;
+mod process;
 mod readiness;
 mod socket;
 mod stream;
@@ -159,6 +160,11 @@ pub(crate) const CAN_ZEROCOPY: Facts = 1 << 23;
 /// A write whose reader may be gone: the ring would raise SIGPIPE.
 pub(crate) const PIPE_SIGNAL: Facts = 1 << 18;
 
+/// Ends when a signal is delivered: the engine does it all.
+pub(crate) const SIGNAL: Facts = 1 << 24;
+/// Where nothing tells it is attempted at least every 20 ms.
+pub(crate) const IMPATIENT: Facts = 1 << 25;
+
 /// Writes an entry where the kernel will read it: made elsewhere and copied it costs 20 ns more.
 pub(crate) type RingForm = fn(&Args, &mut std::mem::MaybeUninit<Entry>);
 
@@ -264,8 +270,17 @@ pub(crate) const KINDS: usize = 128;
 const _: () = assert!(size_of::<OpDef>() == 128);
 
 static CATALOGUE: [OpDef; KINDS] = {
-    let families: [&[OpDef]; 8] =
-        [stream::OPS, file::OPS, path::OPS, socket::OPS, readiness::OPS, time::OPS, compute::OPS, transfer::OPS];
+    let families: [&[OpDef]; 9] = [
+        stream::OPS,
+        file::OPS,
+        path::OPS,
+        socket::OPS,
+        readiness::OPS,
+        time::OPS,
+        compute::OPS,
+        transfer::OPS,
+        process::OPS,
+    ];
     let mut table = [OpDef::BASE; KINDS];
     let mut family = 0;
     while family < families.len() {
@@ -422,7 +437,7 @@ mod tests {
     #[test]
     fn every_entry_can_run_without_a_ring() {
         for op in all() {
-            let engine_does_it = op.is(TIMER);
+            let engine_does_it = op.is(TIMER | SIGNAL);
             assert!(
                 engine_does_it || op.attempt.is_some() || op.block.is_some(),
                 "{} has no form outside io_uring",

@@ -6,6 +6,7 @@
 use super::Args;
 use crate::driver::threads::JobCell;
 use crate::engine::buffers::Pool;
+use crate::sys::signal::Watch;
 use std::ffi::{CStr, c_char};
 use std::sync::Arc;
 
@@ -22,6 +23,9 @@ pub(crate) struct Side {
     pub kept: Option<(libc::socklen_t, usize, i32)>,
     pub name: libc::sockaddr_storage,
     pub statx: libc::statx,
+    pub siginfo: libc::siginfo_t,
+    /// The signal is counted while the operation lives.
+    pub watch: Option<Watch>,
     /// The pool the operation borrows from, with how many of its buffers are out, and the most that may be.
     pub pool: Option<Arc<Pool>>,
     pub lent: u32,
@@ -74,6 +78,9 @@ impl Side {
             name: unsafe { std::mem::zeroed() },
             // SAFETY: as above, for statx.
             statx: unsafe { std::mem::zeroed() },
+            // SAFETY: as above, for siginfo_t.
+            siginfo: unsafe { std::mem::zeroed() },
+            watch: None,
             pool: None,
             lent: 0,
             lend_max: 0,
@@ -103,6 +110,7 @@ impl Side {
         self.iov.shrink_to(64);
         self.iov_done = 0;
         self.kept = None;
+        self.watch = None;
         self.pool = None;
         self.lent = 0;
         self.lend_max = 0;
@@ -129,6 +137,13 @@ impl Side {
     pub fn blank_statx(&mut self) -> u64 {
         self.statx.stx_mode = 0;
         &raw mut self.statx as u64
+    }
+
+    /// A siginfo_t for the operation's own use, of zeros.
+    pub fn blank_siginfo(&mut self) -> u64 {
+        // SAFETY: siginfo_t is a plain C structure for which all-zero bytes are valid.
+        self.siginfo = unsafe { std::mem::zeroed() };
+        &raw mut self.siginfo as u64
     }
 
     /// Copies a second path and returns where the copy is.
