@@ -16,3 +16,5 @@ upcall_add_example_test(cp COMMAND ${UPCALL_BASH} ${CMAKE_CURRENT_LIST_DIR}/test
 upcall_add_example_test(reap COMMAND ${UPCALL_BASH} ${CMAKE_CURRENT_LIST_DIR}/test_reap.sh $<TARGET_FILE:reap>)
 upcall_add_example_test(workers
     COMMAND ${UPCALL_BASH} ${CMAKE_CURRENT_LIST_DIR}/test_workers.sh $<TARGET_FILE:workers>)
+upcall_add_example_test(supervisor
+    COMMAND ${UPCALL_BASH} ${CMAKE_CURRENT_LIST_DIR}/test_supervisor.sh $<TARGET_FILE:supervisor>)
