@@ -17,3 +17,5 @@ upcall_add_example_test(reap COMMAND ${UPCALL_BASH} ${CMAKE_CURRENT_LIST_DIR}/te
 upcall_add_example_test(workers
     COMMAND ${UPCALL_BASH} ${CMAKE_CURRENT_LIST_DIR}/test_workers.sh $<TARGET_FILE:workers>)
 upcall_add_example_test(reader COMMAND ${UPCALL_BASH} ${CMAKE_CURRENT_LIST_DIR}/test_reader.sh $<TARGET_FILE:reader>)
+upcall_add_example_test(supervisor
+    COMMAND ${UPCALL_BASH} ${CMAKE_CURRENT_LIST_DIR}/test_supervisor.sh $<TARGET_FILE:supervisor>)

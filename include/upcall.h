@@ -87,8 +87,8 @@ struct open_how;
 #define UPCALL_FULL 1
 
 /**
- * One submit, many events: each but the final one carries UPCALL_MORE. For accept, recv, recvmsg, readdir, poll,
- * sleep. It ends when cancelled, at end of stream (result 0), or at an error. recv, recvmsg and readdir need
+ * One submit, many events: each but the final one carries UPCALL_MORE. For accept, recv, recvmsg, readdir, poll, sleep,
+ * signal. It ends when cancelled, at end of stream (result 0), or at an error. recv, recvmsg and readdir need
  * upcall_op.buffers.
  */
 #define UPCALL_MULTISHOT 2
@@ -218,6 +218,12 @@ struct open_how;
  * The name or service is too long.
  */
 #define UPCALL_EAI_OVERFLOW -3012
+
+/**
+ * upcall_op_futex_wait(), upcall_op_futex_wake(): only threads of this process use the futex, which is cheaper. The value
+ * is that of FUTEX2_PRIVATE.
+ */
+#define UPCALL_FUTEX_PRIVATE 128
 
 /**
  * A pool of equal buffers that operations borrow from when data is there: upcall_buffers_new(), upcall_buffers_return(),
@@ -710,6 +716,26 @@ typedef struct upcall_msg {
  * Kind of upcall_op_hardlink().
  */
 #define UPCALL_OP_HARDLINK 28
+
+/**
+ * Kind of upcall_op_signal().
+ */
+#define UPCALL_OP_SIGNAL 70
+
+/**
+ * Kind of upcall_op_waitid().
+ */
+#define UPCALL_OP_WAITID 71
+
+/**
+ * Kind of upcall_op_futex_wait().
+ */
+#define UPCALL_OP_FUTEX_WAIT 72
+
+/**
+ * Kind of upcall_op_futex_wake().
+ */
+#define UPCALL_OP_FUTEX_WAKE 73
 
 /**
  * Kind of upcall_op_nop().
@@ -1455,6 +1481,62 @@ struct upcall_op upcall_op_hardlink(int32_t olddirfd,
                                     int32_t newdirfd,
                                     const char *new_,
                                     int32_t flags);
+
+/**
+ * @brief Waits until the signal `signo` is delivered to this process: result `signo`.
+ *
+ * From the return of upcall_submit(), on whichever thread, until the final event, the signal is caught (by sigaction(2)
+ * with SA_RESTART; the signal mask is not touched, so some thread must have it unblocked) and no delivery is lost; those
+ * between two turns are told as one event. Every loop and every operation that asked is told. With UPCALL_MULTISHOT there
+ * are events until it is cancelled; without, the next delivery ends it. When the last operation of the process for this
+ * signal has ended, the action from before is back; if the program has set another one meanwhile, that stays, and hides
+ * the signal. In a forked child the action from before meets the signal. A cancel that comes after a delivery does not
+ * undo it.
+ *
+ * Refused with -EINVAL: SIGKILL, SIGSTOP, the signals of faults (SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGSYS), what is
+ * no signal; with -EBUSY: the real-time signal (the highest that was free) that the library interrupts its own threads
+ * with, once it does. Since 0.1.
+ */
+struct upcall_op upcall_op_signal(int32_t signo);
+
+/**
+ * @brief waitid(2): waits until a child changes its state, result 0; -ECHILD when there is no such child.
+ *
+ * `idtype` is P_PID, P_PGID, P_ALL or P_PIDFD, `id` as it says; `options` has at least one of WEXITED, WSTOPPED and
+ * WCONTINUED, perhaps WNOWAIT. WNOHANG is -EINVAL: an operation waits. `info` is a siginfo_t, or NULL; it is borrowed until
+ * the final event and written only with result 0. A cancelled one has not reaped the child. A descriptor of P_PIDFD may be
+ * O_NONBLOCK, and must stay open until the final event. Where the kernel can neither do it nor tell when to look, it is
+ * looked for at most every 20 ms. Since 0.1.
+ */
+struct upcall_op upcall_op_waitid(uint32_t idtype,
+                                  uint32_t id,
+                                  void *info,
+                                  int32_t options);
+
+/**
+ * @brief futex(2), FUTEX_WAIT_BITSET: waits while `*addr` is `value` until a wake whose mask has a bit of `mask`. Result: 0
+ * when it was woken, 1 when `*addr` was another value already.
+ *
+ * `addr` is 32 bits, aligned, borrowed until the final event. It is read when the loop is polled, or a little later, not
+ * by upcall_submit(): change the value, then wake, as always with a futex. `mask` is FUTEX_BITSET_MATCH_ANY, or other 32
+ * bits that are not 0. `flags` is 0 or UPCALL_FUTEX_PRIVATE; FUTEX2_SIZE_U32 may be added and changes nothing. One that was
+ * woken is not cancelled any more: no wake is lost on it. Since 0.1.
+ */
+struct upcall_op upcall_op_futex_wait(uint32_t *addr,
+                                      uint32_t value,
+                                      uint64_t mask,
+                                      uint32_t flags);
+
+/**
+ * @brief futex(2), FUTEX_WAKE_BITSET: wakes at most `count` waiters at `addr`, operations or threads, whose mask has a bit
+ * of `mask`. Result: how many.
+ *
+ * `count` is 1 to INT_MAX. `addr`, `mask` and `flags` are as for upcall_op_futex_wait(). Since 0.1.
+ */
+struct upcall_op upcall_op_futex_wake(uint32_t *addr,
+                                      uint32_t count,
+                                      uint64_t mask,
+                                      uint32_t flags);
 
 /**
  * @brief Does nothing: result 0. Since 0.1.

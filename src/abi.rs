@@ -33,8 +33,8 @@ pub type upcall_kind = u32;
 /// then upcall_event.transferred says how much. For read, write, recv, send and their vector and positional forms; on a
 /// message socket it is one message. Not with buffers or UPCALL_MULTISHOT.
 pub const UPCALL_FULL: u32 = 1;
-/// One submit, many events: each but the final one carries UPCALL_MORE. For accept, recv, recvmsg, readdir, poll,
-/// sleep. It ends when cancelled, at end of stream (result 0), or at an error. recv, recvmsg and readdir need
+/// One submit, many events: each but the final one carries UPCALL_MORE. For accept, recv, recvmsg, readdir, poll, sleep,
+/// signal. It ends when cancelled, at end of stream (result 0), or at an error. recv, recvmsg and readdir need
 /// upcall_op.buffers.
 pub const UPCALL_MULTISHOT: u32 = 2;
 /// The next op of this submit starts only when this one succeeded in full (all bytes asked for, or result >= 0 for what

@@ -19,7 +19,7 @@ use crate::engine::buffers::Pool;
 use crate::engine::core::Core;
 use crate::engine::descriptors::KEPT;
 use crate::engine::shared::Shared;
-use crate::engine::slot::{NONE, rung};
+use crate::engine::slot::{NONE, bits, rung};
 use crate::{op, sys};
 use std::sync::Arc;
 
@@ -76,6 +76,10 @@ impl Epoll {
     fn wait(&mut self, core: &mut Core, index: u32, events: u32) -> Outcome {
         if events & op::SECOND != 0 {
             return self.wait_second(core, index, events);
+        }
+        // A descriptor that the attempt has opened to wait on.
+        if !core.slots[index].has(bits::LISTED) && core.descriptors.link(&mut core.slots, index) {
+            core.slots[index].bits |= bits::LISTED;
         }
         let fd = core.slots[index].args.fd();
         if core.descriptors.get(fd).is_some_and(|descriptor| descriptor.interest & UNWATCHED != 0) {

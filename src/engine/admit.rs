@@ -53,7 +53,7 @@ static BITS: [u16; op::KINDS] = {
         if def.is(op::MOVES) {
             table[kind] |= bits::MOVES;
         }
-        if def.is(op::TIMER | op::CLOSES | op::CURSOR | op::AMENDS_ALL | op::TWO_FDS) {
+        if def.is(op::TIMER | op::SIGNAL | op::CLOSES | op::CURSOR | op::AMENDS_ALL | op::TWO_FDS) {
             table[kind] |= bits::SPECIAL;
         }
         kind += 1;
@@ -355,8 +355,12 @@ impl<D: Driver> Engine<D> {
         if def.is(op::TIMER) {
             return self.start_timer(index, parked);
         }
+        if def.is(op::SIGNAL) {
+            return self.start_signal(index);
+        }
         let fd = self.core.slots[index].args.fd();
-        if def.is(op::FD) && (fd < 0 || self.core.descriptors.is_closing(fd)) {
+        let bad = def.is(op::FD) && fd < 0;
+        if bad || (def.is(op::FD | op::DIRFD) && fd >= 0 && self.core.descriptors.is_closing(fd)) {
             return self.finish(index, -i64::from(libc::EBADF));
         }
         if def.is(op::FD) && !self.core.slots[index].has(bits::LISTED) {
@@ -500,6 +504,13 @@ impl<D: Driver> Engine<D> {
                     let fd = slot.args.fd();
                     if let Some(descriptor) = self.core.descriptors.get(fd) {
                         descriptor.cursor_waiting = descriptor.cursor_waiting.saturating_sub(1);
+                    }
+                }
+                // A signal that was delivered before is told: the cancel came too late for it.
+                if self.core.def(index).is(op::SIGNAL) {
+                    self.take_signal(index);
+                    if self.core.slots[index].state == State::Ended {
+                        return;
                     }
                 }
                 self.core.slots[index].bits |= why;

@@ -96,7 +96,9 @@ fn options(operation: &upcall_op, def: &OpDef, last: bool, shared: &Arc<Shared>)
         return refuse("flags has UPCALL_FULL, which is for reads, writes, receives and sends");
     }
     if has(UPCALL_MULTISHOT) && !def.is(op::CAN_MULTI) {
-        return refuse("flags has UPCALL_MULTISHOT, which is for accept, recv, recvmsg, readdir, poll and sleep");
+        return refuse(
+            "flags has UPCALL_MULTISHOT, which is for accept, recv, recvmsg, readdir, poll, sleep and signal",
+        );
     }
     if has(UPCALL_ZEROCOPY) && !def.is(op::CAN_ZEROCOPY) {
         return refuse("flags has UPCALL_ZEROCOPY, which is for send and sendmsg");

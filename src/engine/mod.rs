@@ -19,6 +19,7 @@ pub(crate) mod owner;
 pub(crate) mod seconds;
 pub(crate) mod settle;
 pub(crate) mod shared;
+pub(crate) mod signals;
 pub(crate) mod slot;
 pub(crate) mod surface;
 pub(crate) mod timers;
@@ -32,6 +33,7 @@ use buffers::Pool;
 use core::Core;
 use embed::Embed;
 use group::{Group, Steps};
+use signals::Signals;
 use slot::NONE;
 use std::collections::VecDeque;
 use std::ffi::c_void;
@@ -49,8 +51,9 @@ pub(crate) struct Engine<D: Driver> {
     ended_first: u32,
     ended_last: u32,
     ended_count: usize,
-    /// Ticks of repeating sleeps: id and periods.
+    /// Events of repeating sleeps and of signals: id and result.
     ticks: VecDeque<(u64, i64)>,
+    signals: Signals,
     /// Closes whose descriptors have nothing else in flight.
     closers: Vec<u64>,
     posts: VecDeque<(unsafe extern "C-unwind" fn(*mut upcall_loop, *mut c_void), *mut c_void)>,
@@ -114,6 +117,7 @@ impl<D: Driver> Engine<D> {
             ended_last: NONE,
             ended_count: 0,
             ticks: VecDeque::new(),
+            signals: Signals::default(),
             closers: Vec::new(),
             posts: VecDeque::new(),
             records: VecDeque::new(),

@@ -35,6 +35,7 @@ impl Delivery {
 /// The first pause of an operation that must try again, and the longest.
 const BACKOFF_NS: u64 = 1_000_000;
 const BACKOFF_MAX_NS: u64 = 50_000_000;
+const IMPATIENT_MAX_NS: u64 = 20_000_000;
 
 impl<D: Driver> Engine<D> {
     /// What an outcome means: an event in `out` (true), or nothing yet. The event is written field by field where it is
@@ -323,8 +324,9 @@ impl<D: Driver> Engine<D> {
         let now = sys::now();
         let deadline = self.deadline_of(index);
         self.pause(index);
+        let most = if self.core.def(index).is(op::IMPATIENT) { IMPATIENT_MAX_NS } else { BACKOFF_MAX_NS };
         let side = self.core.side(index);
-        side.backoff_ns = (side.backoff_ns * 2).clamp(BACKOFF_NS, BACKOFF_MAX_NS);
+        side.backoff_ns = (side.backoff_ns * 2).clamp(BACKOFF_NS, most);
         side.wake_at = now + side.backoff_ns;
         side.deadline_at = if deadline == u64::MAX { 0 } else { deadline };
         let at = side.wake_at.min(deadline);
@@ -395,25 +397,32 @@ impl<D: Driver> Engine<D> {
         let args = &mut self.core.slots[index].args;
         let periods = (now - args.offset) / args.len + 1;
         args.offset = args.offset.saturating_add(periods.saturating_mul(args.len));
+        self.queue_tick(index, periods.min(i64::MAX as u64) as i64);
+        if self.core.slots[index].state == State::Sleeping {
+            self.arm_sleep(index);
+        }
+    }
+
+    /// Queues an event of a multishot that the engine does itself.
+    pub(super) fn queue_tick(&mut self, index: u32, result: i64) {
         let id = self.core.slots[index].id();
-        self.ticks.push_back((id, periods.min(i64::MAX as u64) as i64));
+        self.ticks.push_back((id, result));
         if self.core.slots[index].callback.is_none() {
             let most = self.max_events;
             let side = self.core.side(index);
             side.unreaped += 1;
             if side.unreaped as usize >= most {
-                // It goes on when records are reaped; the periods in between merge.
+                // It goes on when records are reaped; what comes in between merges.
                 return self.pause(index);
             }
         }
         self.restart_idle_limit(index);
-        self.arm_sleep(index);
     }
 
     /// The event of a tick; None: its operation has ended meanwhile.
-    pub(super) fn tick_event(&mut self, id: u64, periods: i64) -> Option<Delivery> {
+    pub(super) fn tick_event(&mut self, id: u64, result: i64) -> Option<Delivery> {
         let index = self.core.slots.find(id)?;
-        Some(self.event(index, periods, 0, UPCALL_MORE))
+        Some(self.event(index, result, 0, UPCALL_MORE))
     }
 
     /// A record of a multishot was reaped.
@@ -427,6 +436,10 @@ impl<D: Driver> Engine<D> {
                 self.core.slots[index].state = State::Sleeping;
                 self.restart_idle_limit(index);
                 return self.arm_sleep(index);
+            }
+            if self.core.def(index).is(op::SIGNAL) {
+                self.restart_idle_limit(index);
+                return self.resume_signal(index);
             }
             self.resume(index);
         }
@@ -638,6 +651,9 @@ impl<D: Driver> Engine<D> {
         self.background -= usize::from(slot.has(bits::BACKGROUND));
         let (kind, fd) = (slot.kind, slot.args.fd());
         let number = slot.side;
+        if self.core.def(index).is(op::SIGNAL) {
+            self.forget_signal(index);
+        }
         self.core.slots[index].transferred = 0;
         if number == NONE {
             return;

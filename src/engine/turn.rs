@@ -65,6 +65,7 @@ impl<D: Driver> Engine<D> {
             || !self.ticks.is_empty()
             || !self.posts.is_empty()
             || !self.closers.is_empty()
+            || self.signals.is_due()
             || self.pools_have_work()
             || self.core.shared.has_messages()
             || self.driver.has_work()
@@ -108,6 +109,10 @@ impl<D: Driver> Engine<D> {
         }
         if !self.pools.is_empty() {
             self.serve_pools();
+        }
+        // Before the timers: a deadline does not take what was there in time.
+        if self.signals.is_due() {
+            self.take_signals();
         }
         if !self.timers.is_empty() {
             let now = self.now();
@@ -191,8 +196,8 @@ impl<D: Driver> Engine<D> {
                 return Some(Next::Post(function, arg));
             }
         }
-        while let Some((id, periods)) = self.ticks.pop_front() {
-            if let Some(delivery) = self.tick_event(id, periods) {
+        while let Some((id, result)) = self.ticks.pop_front() {
+            if let Some(delivery) = self.tick_event(id, result) {
                 *out = delivery;
                 return Some(Next::Event);
             }

@@ -9,6 +9,7 @@ mod compute;
 mod directory;
 mod file;
 mod path;
+mod process;
 mod readiness;
 mod socket;
 mod stream;
@@ -170,6 +171,11 @@ pub(crate) const RECORDS: Facts = 1 << 28;
 /// Its native form has 32 bits for the length: a longer one goes another way.
 pub(crate) const NARROW: Facts = 1 << 29;
 
+/// Ends when a signal is delivered: the engine does it all.
+pub(crate) const SIGNAL: Facts = 1 << 24;
+/// Where nothing tells it is attempted at least every 20 ms.
+pub(crate) const IMPATIENT: Facts = 1 << 25;
+
 /// Writes an entry where the kernel will read it: made elsewhere and copied it costs 20 ns more.
 pub(crate) type RingForm = fn(&Args, &mut std::mem::MaybeUninit<Entry>);
 
@@ -285,7 +291,7 @@ pub(crate) const KINDS: usize = 128;
 const _: () = assert!(size_of::<OpDef>() == 128);
 
 static CATALOGUE: [OpDef; KINDS] = {
-    let families: [&[OpDef]; 10] = [
+    let families: [&[OpDef]; 11] = [
         stream::OPS,
         file::OPS,
         path::OPS,
@@ -296,6 +302,7 @@ static CATALOGUE: [OpDef; KINDS] = {
         time::OPS,
         compute::OPS,
         transfer::OPS,
+        process::OPS,
     ];
     let mut table = [OpDef::BASE; KINDS];
     let mut family = 0;
@@ -475,7 +482,7 @@ mod tests {
     #[test]
     fn every_entry_can_run_without_a_ring() {
         for op in all() {
-            let engine_does_it = op.is(TIMER);
+            let engine_does_it = op.is(TIMER | SIGNAL);
             assert!(
                 engine_does_it || op.attempt.is_some() || op.block.is_some(),
                 "{} has no form outside io_uring",

@@ -6,6 +6,7 @@
 use super::{Args, Lookup};
 use crate::driver::threads::JobCell;
 use crate::engine::buffers::Pool;
+use crate::sys::signal::Watch;
 use std::ffi::{CStr, CString, c_char};
 use std::sync::Arc;
 
@@ -26,6 +27,9 @@ pub(crate) struct Side {
     pub made: u64,
     /// What a lookup works on; a thread may have it longer than the operation.
     pub lookup: Option<Arc<Lookup>>,
+    pub siginfo: libc::siginfo_t,
+    /// The signal is counted while the operation lives.
+    pub watch: Option<Watch>,
     /// The pool the operation borrows from, with how many of its buffers are out, and the most that may be.
     pub pool: Option<Arc<Pool>>,
     pub lent: u32,
@@ -82,6 +86,9 @@ impl Side {
             statx: unsafe { std::mem::zeroed() },
             made: 0,
             lookup: None,
+            // SAFETY: as above, for siginfo_t.
+            siginfo: unsafe { std::mem::zeroed() },
+            watch: None,
             pool: None,
             lent: 0,
             lend_max: 0,
@@ -114,6 +121,7 @@ impl Side {
         self.kept = None;
         self.made = 0;
         self.lookup = None;
+        self.watch = None;
         self.pool = None;
         self.lent = 0;
         self.lend_max = 0;
@@ -141,6 +149,13 @@ impl Side {
     pub fn blank_statx(&mut self) -> u64 {
         self.statx.stx_mode = 0;
         &raw mut self.statx as u64
+    }
+
+    /// A siginfo_t for the operation's own use, of zeros.
+    pub fn blank_siginfo(&mut self) -> u64 {
+        // SAFETY: siginfo_t is a plain C structure for which all-zero bytes are valid.
+        self.siginfo = unsafe { std::mem::zeroed() };
+        &raw mut self.siginfo as u64
     }
 
     /// Copies a second path, or a name, and returns where the copy is.

@@ -4,6 +4,7 @@
 pub(crate) mod fork;
 pub(crate) mod memory;
 pub(crate) mod ring;
+pub(crate) mod signal;
 pub(crate) mod thread;
 
 use libc::{c_char, c_void, iovec, msghdr, sockaddr, socklen_t};
@@ -92,6 +93,8 @@ call! {
     getsockopt(fd: i32, level: i32, name: i32, value: *mut c_void, len: *mut socklen_t) = libc::getsockopt(fd, level, name, value, len);
     setsockopt(fd: i32, level: i32, name: i32, value: *const c_void, len: socklen_t) = libc::setsockopt(fd, level, name, value, len);
     pipe2(fds: *mut i32, flags: i32) = libc::pipe2(fds, flags);
+    waitid(idtype: u32, id: u32, info: *mut libc::siginfo_t, options: i32) = libc::waitid(idtype, id, info, options);
+    pidfd_open(pid: i32) = libc::syscall(libc::SYS_pidfd_open, pid, 0);
     eventfd() = libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK);
     epoll_create() = libc::epoll_create1(libc::EPOLL_CLOEXEC);
     timerfd_create() = libc::timerfd_create(libc::CLOCK_MONOTONIC, libc::TFD_CLOEXEC | libc::TFD_NONBLOCK);
@@ -159,6 +162,22 @@ pub(crate) fn epoll_wait(epoll: i32, events: &mut [libc::epoll_event], timeout_n
 pub(crate) fn timespec(ns: u64) -> libc::timespec {
     let ns = ns.min(i64::MAX as u64) as i64;
     libc::timespec { tv_sec: ns / 1_000_000_000, tv_nsec: ns % 1_000_000_000 }
+}
+
+/// futex(2), FUTEX_WAIT_BITSET until a point in time (CLOCK_MONOTONIC). `private` is FUTEX_PRIVATE_FLAG or 0.
+pub(crate) fn futex_wait(addr: *const u32, value: u32, mask: u32, private: u32, until: Option<&libc::timespec>) -> i64 {
+    let until = until.map_or(std::ptr::null(), std::ptr::from_ref);
+    let op = libc::FUTEX_WAIT_BITSET as u32 | private;
+    // SAFETY: the operation's own address, which the kernel reads (EFAULT for a bad one); `until` lives across the call.
+    answer(unsafe { libc::syscall(libc::SYS_futex, addr, op, value, until, std::ptr::null::<u32>(), mask) })
+}
+
+/// futex(2), FUTEX_WAKE_BITSET: how many were woken.
+pub(crate) fn futex_wake(addr: *const u32, count: u32, mask: u32, private: u32) -> i64 {
+    let op = libc::FUTEX_WAKE_BITSET as u32 | private;
+    let none = std::ptr::null::<u32>();
+    // SAFETY: the operation's own address, which is a name here.
+    answer(unsafe { libc::syscall(libc::SYS_futex, addr, op, count, none, none, mask) })
 }
 
 /// CLOCK_MONOTONIC in nanoseconds.

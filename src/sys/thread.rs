@@ -83,12 +83,18 @@ pub(crate) fn without_write_signals<T>(call: impl FnOnce() -> T) -> T {
     }
 }
 
+static INTERRUPT: OnceLock<i32> = OnceLock::new();
+
+/// Threads are interrupted with this signal; never true before the first one may have to be.
+pub(crate) fn is_interrupt_signal(signo: i32) -> bool {
+    INTERRUPT.get() == Some(&signo)
+}
+
 /// The signal that interrupts a system call on one of the library's own threads: the highest real-time signal that the
 /// program has not given a meaning, with a handler that does nothing. Set when first needed; 0: none was free.
 pub(crate) fn interrupt_signal() -> i32 {
-    static SIGNAL: OnceLock<i32> = OnceLock::new();
     extern "C" fn nothing(_: i32) {}
-    *SIGNAL.get_or_init(|| {
+    *INTERRUPT.get_or_init(|| {
         for signal in (libc::SIGRTMIN()..=libc::SIGRTMAX()).rev() {
             // SAFETY: local sigactions; the handler does nothing and is async-signal-safe.
             unsafe {
