@@ -348,7 +348,7 @@ static void remove_all(int dirfd) {
     for (struct dirent *entry; (entry = readdir(dir)) != NULL;) {
         if (strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0)
             continue;
-        if (unlinkat(dirfd, entry->d_name, 0) == 0)
+        if (unlinkat(dirfd, entry->d_name, 0) == 0 || unlinkat(dirfd, entry->d_name, AT_REMOVEDIR) == 0)
             continue;
         int inner = openat(dirfd, entry->d_name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
         CHECK(inner >= 0);
