@@ -1,7 +1,7 @@
 /* The read-ahead reader beside dd, printed, never asserted: one sequential pass over a file of 1 GiB, from the page cache,
  * from the disk through the cache, and with O_DIRECT; and what reading ahead is for: a pass whose bytes are looked at.
  *
- *     reader [FILE [BLOCK_SIZE DEPTH]]     the file is made if it is not there; without a name a temporary one is
+ *     reader_bench [FILE [BLOCK_SIZE DEPTH]]     the file is made if it is not there; without a name a temporary one is
  *
  * The contestants take turns, on the same two processors, and the medians of their turns are compared. dd's time is what dd
  * itself measured, without the start of its process; the reader's is from upcall_reader_new() to upcall_reader_free(). A
