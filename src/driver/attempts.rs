@@ -73,7 +73,7 @@ impl Attempts {
     pub fn attempt(&mut self, core: &mut Core, index: u32) -> Step {
         let def = core.def(index);
         if core.slots[index].is_zerocopy() {
-            core.side(index).begun = true;
+            core.side(index).begun += 1;
         }
         let pool = core.side_of(index).and_then(|side| side.pool.as_ref().map(Arc::as_ptr));
         let mut buffer = None;

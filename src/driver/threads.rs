@@ -126,6 +126,8 @@ struct Queues {
     pool_idle: usize,
     own_idle: usize,
     computing: usize,
+    /// Threads in calls that were abandoned, which others have replaced.
+    astray: usize,
     ending: bool,
     workers: Vec<Worker>,
     /// The number of the next worker.
@@ -136,8 +138,10 @@ struct Queues {
 struct Worker {
     number: u64,
     handle: JoinHandle<()>,
-    /// In a call that was abandoned.
+    /// In a call that was abandoned: let go when the crew ends.
     astray: bool,
+    /// Another thread may have its place in the pool.
+    replaced: bool,
 }
 
 /// Jobs live in side blocks that outlast the threads.
@@ -267,9 +271,23 @@ impl Threads {
         std::mem::forget(cell.take());
         self.active -= 1;
         // The worker takes the lock after its call, so it finds this.
-        if let Some(worker) = queues.workers.iter_mut().find(|worker| worker.number == number) {
+        let most = self.crew.workers;
+        let Queues { workers, astray, computing, pool_threads, .. } = &mut *queues;
+        if let Some(worker) = workers.iter_mut().find(|worker| worker.number == number) {
             worker.astray = true;
+            // Nobody knows when its call returns; but a program that gives up one after the other gets no more threads for it.
+            if *astray < most {
+                worker.replaced = true;
+                *astray += 1;
+                *computing -= 1;
+                *pool_threads -= 1;
+            }
         }
+        if !queues.compute.is_empty() && queues.pool_idle == 0 && queues.pool_threads < most {
+            self.crew.spawn(&mut queues, false);
+        }
+        drop(queues);
+        self.crew.pool_bell.notify_one();
         true
     }
 
@@ -334,6 +352,12 @@ impl Threads {
         let mut queues = self.crew.lock();
         queues.ending = true;
         let workers = std::mem::take(&mut queues.workers);
+        for worker in workers.iter().filter(|worker| worker.astray) {
+            match worker.replaced {
+                true => queues.astray -= 1,
+                false => (queues.computing, queues.pool_threads) = (queues.computing - 1, queues.pool_threads - 1),
+            }
+        }
         drop(queues);
         self.crew.pool_bell.notify_all();
         self.crew.own_bell.notify_all();
@@ -374,7 +398,7 @@ impl Crew {
             sys::thread::with_signals_blocked(|| std::thread::Builder::new().name(name.to_owned()).spawn(run));
         match spawned {
             Ok(handle) => {
-                queues.workers.push(Worker { number, handle, astray: false });
+                queues.workers.push(Worker { number, handle, astray: false, replaced: false });
                 queues.next_worker += 1;
                 if !own {
                     queues.pool_threads += 1;
@@ -398,17 +422,23 @@ impl Crew {
                 drop(queues);
                 let mine = self.run(job, number);
                 queues = self.lock();
+                if !mine {
+                    // Let go: the crew has ended meanwhile.
+                    let Some(worker) = queues.workers.iter_mut().find(|worker| worker.number == number) else { return };
+                    worker.astray = false;
+                    if std::mem::take(&mut worker.replaced) {
+                        queues.astray -= 1;
+                        if queues.pool_threads >= self.workers {
+                            return;
+                        }
+                        queues.pool_threads += 1;
+                        continue;
+                    }
+                }
                 if compute {
                     queues.computing -= 1;
                     if !queues.compute.is_empty() {
                         self.pool_bell.notify_one();
-                    }
-                }
-                if !mine {
-                    match queues.workers.iter_mut().find(|worker| worker.number == number) {
-                        Some(worker) => worker.astray = false,
-                        // Let go: the crew has ended meanwhile.
-                        None => break,
                     }
                 }
                 continue;

@@ -236,13 +236,17 @@ impl<D: Driver> Engine<D> {
             set |= bits::SPECIAL;
         }
         if def.is(op::FD | op::DIRFD) {
-            let listed = operation.fd >= 0 && self.core.descriptors.link(&mut self.core.slots, index);
+            // What comes while the descriptor closes is nothing for the close to wait for.
+            let listed = operation.fd >= 0
+                && !self.core.descriptors.is_closing(operation.fd)
+                && self.core.descriptors.link(&mut self.core.slots, index);
             set |= if listed { bits::LISTED } else { bits::SPECIAL };
-            if listed && self.core.descriptors.is_closing(operation.fd) {
-                set |= bits::SPECIAL;
-            }
             if def.is(op::TWO_FDS) {
-                self.core.shared.seconds.insert(operation.arg2 as i32, self.core.slots[index].id());
+                let (second, id) = (operation.arg2 as i32, self.core.slots[index].id());
+                match self.core.descriptors.is_closing(second) {
+                    true => drop(self.core.shared.seconds.remove(second, id)),
+                    false => self.core.shared.seconds.insert(second, id),
+                }
             }
         }
         let slot = &mut self.core.slots[index];
@@ -489,7 +493,9 @@ impl<D: Driver> Engine<D> {
         };
         let after = self.core.slots[other].state == State::Parked && theirs.0 == mine.0 && theirs.1 > mine.1;
         if after {
-            self.core.unlist(other);
+            let clear = self.core.unlist(other);
+            let fd = self.core.slots[index].args.fd();
+            clear.into_iter().flatten().filter(|&clear| clear != fd).for_each(|clear| self.note_closer(clear));
         }
         after
     }

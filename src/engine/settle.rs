@@ -521,7 +521,7 @@ impl<D: Driver> Engine<D> {
                 Some(sent) => {
                     (result, transferred, flags) = (sent.result, sent.transferred, sent.flags | UPCALL_RELEASED)
                 }
-                None if begun && !self.core.slots[index].has(bits::WITHDRAWN) => {
+                None if begun > 0 => {
                     return self.tell_sent(index, Sent { result, transferred, flags }, part);
                 }
                 None => {}
@@ -707,7 +707,7 @@ impl<D: Driver> Engine<D> {
 
     /// The last operation before a waiting close has its final event: the close begins after its delivery.
     #[cold]
-    fn note_closer(&mut self, fd: i32) {
+    pub(super) fn note_closer(&mut self, fd: i32) {
         if let Some(descriptor) = self.core.descriptors.get(fd) {
             let id = self.core.slots[descriptor.closer].id();
             self.closers.push(id);

@@ -614,6 +614,10 @@ impl<D: Driver> Engine<D> {
             let slot = &self.core.slots[index];
             if super::slot::is_live_id(slot.id()) && !matches!(slot.state, State::Free | State::Inbox | State::Ended) {
                 self.core.slots[index].bits |= bits::ORPHAN;
+                // The driver is quiet: the kernel has let go of everything.
+                if let Some(side) = self.core.side_of(index) {
+                    side.owed = 0;
+                }
                 self.finish(index, -i64::from(libc::EOWNERDEAD));
             }
         }

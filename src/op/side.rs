@@ -46,8 +46,8 @@ pub(crate) struct Side {
     pub holds_cursor: bool,
     /// In its pool's queue for a buffer.
     pub starved: bool,
-    /// A zero-copy send: the kernel has seen it; how many notifications it still owes; what the program was told.
-    pub begun: bool,
+    /// A zero-copy send: how often it was given to the kernel; how many notifications that owes; what the program was told.
+    pub begun: u32,
     pub owed: i32,
     pub sent: Option<Sent>,
     /// A native multishot on a unix socket, whose end the kernel may not tell (see the ring's driver).
@@ -99,7 +99,7 @@ impl Side {
             holds_cursor: false,
             starved: false,
             may_lose_end: false,
-            begun: false,
+            begun: 0,
             owed: 0,
             sent: None,
             unreaped: 0,
@@ -132,7 +132,7 @@ impl Side {
         self.holds_cursor = false;
         self.starved = false;
         self.may_lose_end = false;
-        self.begun = false;
+        self.begun = 0;
         self.owed = 0;
         self.sent = None;
         self.unreaped = 0;

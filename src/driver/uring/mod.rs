@@ -250,7 +250,7 @@ impl Uring {
             return false;
         }
         if core.slots[index].is_zerocopy() {
-            core.side(index).begun = true;
+            core.side(index).begun += 1;
             // Unix sockets refuse it, and their plain sends are as good.
             if let (true, true, Some(form)) = (self.zerocopy, sys::is_internet_socket(fd), def.ring_zerocopy) {
                 form(&core.slots[index].args, self.queues.blank());
@@ -433,8 +433,10 @@ impl Uring {
             if outcome.result == -i64::from(libc::ECANCELED) && slot.has(bits::ASKED | bits::EXPIRED) {
                 return outcome;
             }
-            // The ring also wakes for POLLRDHUP, asked or not: where only that was seen, waiting again would not wait.
-            if outcome.result >= 0 && outcome.result != i64::from(libc::POLLRDHUP) {
+            // The ring also wakes for these, asked or not. They may stay (a half-closed peer, an error queue that is not
+            // empty): then waiting again would not wait.
+            let lasting = libc::POLLERR | libc::POLLHUP | libc::POLLRDHUP;
+            if outcome.result >= 0 && outcome.result & i64::from(lasting) == 0 {
                 self.attempts.push(core, index);
                 self.attempts.extend_turn();
                 return Outcome::NONE;
@@ -617,6 +619,9 @@ impl Driver for Uring {
                     let entry = opcode::Nop::new().build().user_data(id);
                     self.queues.replace(position, entry);
                     core.slots[index].bits |= bits::WITHDRAWN;
+                    if core.slots[index].is_zerocopy() {
+                        core.side(index).begun -= 1;
+                    }
                 } else if core.def(index).is(op::CLOSES) {
                     // A started close cannot be cancelled.
                 } else if !self.push_cancel(core, id) {
