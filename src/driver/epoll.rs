@@ -81,10 +81,10 @@ impl Epoll {
         if !core.slots[index].has(bits::LISTED) && core.descriptors.link(&mut core.slots, index) {
             core.slots[index].bits |= bits::LISTED;
         }
-        let fd = core.slots[index].args.fd();
-        if core.descriptors.get(fd).is_some_and(|descriptor| descriptor.interest & UNWATCHED != 0) {
+        if self.is_unwatched(core, index) {
             return Outcome::postponed(index);
         }
+        let fd = core.slots[index].args.fd();
         core.slots[index].rung = rung::WAITING;
         core.slots[index].next = events;
         if let Some(descriptor) = core.descriptors.get(fd)
@@ -125,6 +125,11 @@ impl Epoll {
             descriptor.interest |= REGISTERED;
         }
         answer == 0
+    }
+
+    fn is_unwatched(&self, core: &mut Core, index: u32) -> bool {
+        let fd = core.slots[index].args.fd();
+        core.descriptors.get(fd).is_some_and(|descriptor| descriptor.interest & UNWATCHED != 0)
     }
 
     /// Makes every suspect's registration true.
@@ -275,6 +280,10 @@ impl Driver for Epoll {
             let Some(index) = self.attempts.pop(core) else { return Outcome::NONE };
             if core.def(index).is(op::CLOSES) {
                 self.forget(core, index);
+            }
+            // Its level was reported, and nothing will tell of another: not again at once.
+            if core.slots[index].args.stage != 0 && core.def(index).is(op::EDGE) && self.is_unwatched(core, index) {
+                return Outcome::postponed(index);
             }
             match self.attempts.attempt(core, index) {
                 Step::Out(outcome) => return outcome,

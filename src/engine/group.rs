@@ -65,11 +65,13 @@ impl Group {
         let Some(member) = self.members.get_mut(place).filter(|member| !member.ended) else { return };
         member.ended = true;
         let (severed, flags) = (member.severed, member.flags);
+        // Cancelled before its turn: whether what follows starts is still for its predecessor to say.
+        let early = !severed && !member.allowed && flags & UPCALL_LINK_ALWAYS != 0;
         self.left -= 1;
         if place < self.segment_end {
             self.segment_left -= 1;
         }
-        if flags & LINKS != 0 {
+        if flags & LINKS != 0 && !early {
             let goes_on = !severed && (success || flags & UPCALL_LINK_ALWAYS != 0);
             self.successor(place + 1, goes_on, steps);
         }
@@ -80,8 +82,12 @@ impl Group {
 
     fn successor(&mut self, place: usize, goes_on: bool, steps: &mut Steps) {
         let running = place < self.segment_end;
-        let Some(next) = self.members.get_mut(place).filter(|next| !next.ended) else { return };
-        if !goes_on {
+        let Some(next) = self.members.get_mut(place) else { return };
+        if next.ended {
+            if !next.severed && next.flags & UPCALL_LINK_ALWAYS != 0 {
+                self.successor(place + 1, goes_on, steps);
+            }
+        } else if !goes_on {
             next.severed = true;
             steps.sever.push(next.index);
         } else {
@@ -156,6 +162,19 @@ mod tests {
     fn link_always_starts_its_successor_whatever_happens() {
         let (mut chain, _) = group(&[UPCALL_LINK_ALWAYS, 0]);
         assert_eq!(end(&mut chain, 0, false).0, [1]);
+    }
+
+    #[test]
+    fn one_cancelled_before_its_turn_starts_nothing_before_it() {
+        let flags = [UPCALL_LINK, UPCALL_LINK_ALWAYS, 0];
+        let (mut chain, _) = group(&flags);
+        assert_eq!(end(&mut chain, 1, false), (vec![], vec![]), "the first has not ended");
+        assert_eq!(end(&mut chain, 0, true), (vec![2], vec![]));
+        let (mut chain, _) = group(&flags);
+        end(&mut chain, 1, false);
+        assert_eq!(end(&mut chain, 0, false), (vec![], vec![2]), "as if the second had ended after the first");
+        let (mut chain, _) = group(&[UPCALL_LINK, UPCALL_LINK, 0]);
+        assert_eq!(end(&mut chain, 1, false), (vec![], vec![2]), "nothing can save what follows a plain link");
     }
 
     #[test]

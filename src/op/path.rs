@@ -349,6 +349,7 @@ pub(super) const OPS: &[OpDef] = &[
                 .mask(args.arg2)
                 .build()
         }),
+        amend: Some(|args, result| is_empty_path(args.ptr(), result).then_some(Decision::Pool)),
         block: Some(|args| sys::statx(args.fd(), args.ptr(), args.arg as i32, args.arg2, args.ptr2())),
         ..OpDef::BASE
     },

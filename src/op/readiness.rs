@@ -52,11 +52,19 @@ fn attempt_poll(args: &mut Args) -> Decision {
 /// io_uring also wakes for POLLRDHUP, asked or not (6.18). What poll(2) would not have told is not told; the wait goes on
 /// for the next change.
 fn amend_poll(args: &mut Args, result: i64) -> Option<Decision> {
-    let told = args.arg as i64 | i64::from(libc::POLLERR | libc::POLLHUP);
+    let trouble = i64::from(libc::POLLERR | libc::POLLHUP);
+    let told = args.arg as i64 | trouble;
     if result < 0 {
         return None;
     }
     args.stage = REPORTED;
+    // It may tell what woke it instead of what poll(2) would see (6.18: POLLERR alone for a listener that was shut down).
+    if result & trouble != 0 {
+        let seen = i64::from(sys::poll_now(args.fd(), args.arg as i16));
+        if seen != 0 && seen != result && seen & i64::from(libc::POLLNVAL) == 0 {
+            return Some(Decision::Done(seen));
+        }
+    }
     if result & !told == 0 {
         return None;
     }

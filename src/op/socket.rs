@@ -491,6 +491,18 @@ fn after_connect(args: &mut Args, result: i64) -> Decision {
     }
 }
 
+fn amend_connect(args: &mut Args, result: i64) -> Option<Decision> {
+    match -result as i32 {
+        libc::EINPROGRESS | libc::EAGAIN => Some(after_connect(args, result)),
+        // The ring leaves the socket in its connecting state (6.18), in which listen(2) is EINVAL.
+        libc::ECONNREFUSED | libc::ECONNRESET | libc::ETIMEDOUT | libc::EHOSTUNREACH | libc::ENETUNREACH => {
+            sys::end_failed_connect(args.fd());
+            None
+        }
+        _ => None,
+    }
+}
+
 fn block_connect(args: &Args) -> i64 {
     sys::connect(args.fd(), args.ptr(), args.len as socklen_t)
 }
@@ -551,7 +563,8 @@ fn lent_recvmsg(args: &Args, buffer: *mut u8, size: u32) -> Decision {
     let mut part = libc::iovec { iov_base: at(before), iov_len: size as usize - before };
     // SAFETY: msghdr is a plain C structure for which all-zero bytes are a valid value.
     let mut msg: msghdr = unsafe { std::mem::zeroed() };
-    msg.msg_name = at(size_of::<upcall_msg>());
+    // Without room for a name the kernel is not asked for one: it would tell the length of one that was cut.
+    msg.msg_name = if name == 0 { std::ptr::null_mut() } else { at(size_of::<upcall_msg>()) };
     msg.msg_namelen = name as socklen_t;
     msg.msg_control = at(size_of::<upcall_msg>() + name);
     msg.msg_controllen = control as _;
@@ -660,10 +673,7 @@ pub(super) const OPS: &[OpDef] = &[
         opcode: Some(opcode::Connect::CODE),
         ring: form!(|args| opcode::Connect::new(types::Fd(args.fd()), args.ptr(), args.len as socklen_t).build()),
         // Some 6.x kernels let EINPROGRESS through (liburing issue 841).
-        amend: Some(|args, result| match -result as i32 {
-            libc::EINPROGRESS | libc::EAGAIN => Some(after_connect(args, result)),
-            _ => None,
-        }),
+        amend: Some(amend_connect),
         attempt: Some(attempt_connect),
         block: Some(block_connect),
         ..OpDef::BASE

@@ -300,6 +300,20 @@ pub(crate) fn is_at_end(fd: i32, offset: u64) -> bool {
     }
 }
 
+/// A TCP socket whose connect has failed is made unconnected, as connect(2) leaves it. Any other socket is left alone.
+pub(crate) fn end_failed_connect(fd: i32) {
+    const CLOSED: u8 = 7; // TCP_CLOSE, the first byte of struct tcp_info
+    let (mut state, mut length) = (0u8, 1 as libc::socklen_t);
+    let nobody = libc::sockaddr { sa_family: libc::AF_UNSPEC as u16, sa_data: [0; 14] };
+    // SAFETY: one writable byte and its length; a readable address.
+    unsafe {
+        let known = libc::getsockopt(fd, libc::IPPROTO_TCP, libc::TCP_INFO, (&raw mut state).cast(), &mut length);
+        if known == 0 && state == CLOSED {
+            libc::connect(fd, &nobody, size_of::<libc::sockaddr>() as libc::socklen_t);
+        }
+    }
+}
+
 /// A file or disk opened with O_DIRECT: its reader waits for the device, RWF_NOWAIT or not (6.18: 1.1 ms per MiB). On a pipe
 /// the flag means something else.
 pub(crate) fn is_direct_file(fd: i32) -> bool {
@@ -463,12 +477,13 @@ pub(crate) fn is_empty(iov: *const iovec, count: usize) -> bool {
     total_of(iov, count) == 0
 }
 
-/// A write of no bytes: an empty message on a socket, nothing elsewhere. The vector calls return before they reach a socket.
+/// A write of no bytes: an empty message on a socket, nothing elsewhere. The vector calls return before they reach a socket,
+/// and before an eventfd, whose write(2) of no bytes is EINVAL where the ring says 0.
 pub(crate) fn write_nothing(fd: i32) -> i64 {
     match send(fd, std::ptr::null(), 0, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) {
         error if error == -i64::from(libc::ENOTSOCK) => {
             // SAFETY: no bytes are read.
-            answer(unsafe { libc::write(fd, std::ptr::null(), 0) } as i64)
+            answer(unsafe { libc::writev(fd, std::ptr::null(), 0) } as i64)
         }
         result => result,
     }

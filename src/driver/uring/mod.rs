@@ -241,6 +241,10 @@ impl Uring {
             self.queues.blank().write(entry);
             return true;
         }
+        // A direct read or write that goes on after the request was taken does not move the file's position (6.18).
+        if def.is(op::CURSOR) && core.descriptors.class(fd) == Class::File && sys::is_direct_file(fd) {
+            return false;
+        }
         // A large write to a blocking terminal would wait inside io_uring_enter (6.18).
         if def.is(op::PIPE_SIGNAL) && core.descriptors.class(fd) == Class::Device {
             return false;
@@ -268,11 +272,12 @@ impl Uring {
                 side.may_lose_end = multi && sys::is_unix_socket(fd);
             }
             form(&slot.args, Lending { group, multishot: multi, bundle: self.bundles })
+        } else if slot.has(bits::MULTI) && def.is(op::EDGE) && slot.args.stage != 0 {
+            // Arming of a level that was reported would spin, and on a file that is always ready a multishot is no more than
+            // that: the attempt's way waits for the edge.
+            None
         } else if let (true, Some(form)) = (wants_multi && slot.callback.is_some(), def.ring_multi) {
             Some(form(&slot.args))
-        } else if slot.has(bits::MULTI) && def.is(op::EDGE) && slot.args.stage != 0 {
-            // One-shot arming of a level would spin: the attempt's way waits for the edge.
-            None
         } else {
             let Some(form) = def.ring else { return false };
             form(&slot.args, self.queues.blank());
