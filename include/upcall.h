@@ -6,22 +6,29 @@
  * wants, and may *reap* results as plain records instead of callbacks. It runs on io_uring where the kernel and the
  * sandbox allow it, on epoll plus a small thread pool where they don't, with the same results on both.
  *
- * **Errors.** Every function that returns `int` answers >= 0 for success and a negative errno for failure;
- * upcall_last_error() has the text. What only the kernel can know (a bad descriptor, a refused connection) comes in the
- * operation's event, never from upcall_submit().
+ * **Errors.** Every function that returns an integer answers >= 0 for success and a negative errno for failure;
+ * upcall_last_error() has the text. A NULL where one is not allowed is -EINVAL. What only the kernel can know (a bad
+ * descriptor, a refused connection) comes in the operation's event, never from upcall_submit().
  *
- * **Ownership.** upcall_submit() copies the descriptors. What a pointer to const names is copied too (paths, addresses,
- * iovec arrays, a sendmsg header) *except transfer data*; what a pointer to non-const names, and data to be written or
- * sent, is borrowed until the operation's final event: the one without UPCALL_MORE. After it nothing touches that memory.
+ * **Operations** are made by the upcall_op_ constructors, which fill in a struct and do nothing else: any thread may call
+ * them and none fails. upcall_submit() refuses arguments that can be known to be wrong (-EINVAL; -ENAMETOOLONG for a path
+ * of PATH_MAX bytes or more), with a text that names the op and the field. Sizes are bytes, times nanoseconds.
  *
- * **Threads.** A loop belongs to the first thread that polls it. upcall_submit(), upcall_cancel(), upcall_cancel_fd(),
- * upcall_cancel_all(), upcall_post(), upcall_stop(), upcall_hold(), upcall_unhold(), upcall_stats_get(),
- * upcall_supports(), upcall_loop_backend(), upcall_backend_reason() and upcall_buffers_return() may be called by any
- * thread; the rest by the owner only, and from another thread they answer -EPERM. A reader is nobody's: any thread may
- * use it. In a forked child every call on an inherited loop or reader answers -ECHILD.
+ * **Ownership.** upcall_submit() copies the ops. What a pointer to const names is copied too (paths, addresses, iovec
+ * arrays, option values, a sendmsg header) *except transfer data*; what a pointer to non-const names, and data to be
+ * written or sent, is borrowed until the operation's final event: the one without UPCALL_MORE. After it nothing touches
+ * that memory.
  *
- * **Callbacks** run on the owner thread, inside upcall_poll(), upcall_run() and upcall_loop_close() and nowhere else. They
- * must return normally: no exception, no longjmp. They may submit, cancel, reap, post and stop.
+ * **Threads.** A loop belongs to the first thread that polls it. Its owner's alone are upcall_poll(), upcall_run(),
+ * upcall_reap(), upcall_loop_close() and upcall_loop_detach() (each makes the first caller the owner); its owner's, or
+ * anyone's while it has none, are upcall_loop_free(), upcall_fd(), upcall_register_buffers() and
+ * upcall_unregister_buffers(). On another thread these answer -EPERM. Everything else may be called by any thread; of it
+ * only upcall_stop() by a signal handler. When the owner thread has exited the loop can only be freed: other calls that
+ * need an owner, and upcall_submit(), answer -EOWNERDEAD. A reader is nobody's: any thread may use it. In a forked child
+ * every call on an inherited loop, pool or reader answers -ECHILD, but for upcall_loop_free() and upcall_reader_free().
+ *
+ * **Callbacks** run on the owner thread, inside upcall_poll(), upcall_run(), upcall_loop_close() and upcall_loop_free()
+ * and nowhere else. They must return normally: no exception, no longjmp. They may submit, cancel, reap, post and stop.
  */
 
 
@@ -42,214 +49,221 @@ struct statx;
 struct timespec;
 struct open_how;
 
-/** @brief One nanosecond: the unit of every time in this library. */
+/** @brief One nanosecond: the unit of every time in this library. Since 0.1. */
 #define UPCALL_NANOSECOND UINT64_C(1)
-/** @brief One microsecond in nanoseconds. */
+/** @brief One microsecond in nanoseconds. Since 0.1. */
 #define UPCALL_MICROSECOND UINT64_C(1000)
-/** @brief One millisecond in nanoseconds. */
+/** @brief One millisecond in nanoseconds. Since 0.1. */
 #define UPCALL_MILLISECOND UINT64_C(1000000)
-/** @brief One second in nanoseconds. */
+/** @brief One second in nanoseconds. Since 0.1. */
 #define UPCALL_SECOND UINT64_C(1000000000)
 
-/** @brief Fills a upcall_config with the defaults of the header this program was compiled with. */
+/** @brief Fills an upcall_config with the defaults, for the header this program was compiled with. Since 0.1. */
 #define upcall_config_init(config) upcall_config_init_sized((config), sizeof *(config))
-/** @brief Fills a upcall_reader_config with the defaults of the header this program was compiled with. */
+/** @brief Fills an upcall_reader_config with the defaults, for the header this program was compiled with. Since 0.1. */
 #define upcall_reader_config_init(config) upcall_reader_config_init_sized((config), sizeof *(config))
-/** @brief Reads the loop's counters into a upcall_stats of the size this program was compiled with. */
+/** @brief Reads the loop's counters into an upcall_stats of the size this program was compiled with. Since 0.1. */
 #define upcall_stats_get(loop, stats) upcall_stats_get_sized((loop), (stats), sizeof *(stats))
 
 
 /**
- * Major part of the version this header belongs to.
+ * Major part of the version this header belongs to. Since 0.1.
  */
 #define UPCALL_VERSION_MAJOR 0
 
 /**
- * Minor part of the version this header belongs to.
+ * Minor part of the version this header belongs to. Since 0.1.
  */
 #define UPCALL_VERSION_MINOR 1
 
 /**
- * Patch part of the version this header belongs to.
+ * Patch part of the version this header belongs to. Since 0.1.
  */
 #define UPCALL_VERSION_PATCH 0
 
 /**
- * Major * 1000000 + minor * 1000 + patch of this header. upcall_version() is the library's.
+ * Major * 1000000 + minor * 1000 + patch of this header. upcall_version() is the library's. Since 0.1.
  */
 #define UPCALL_VERSION_NUMBER 1000
 
 /**
  * One completion when *all* bytes are moved, not one per packet. Shorter only at end of file or after an error, and
- * then upcall_event.transferred says how much. For read, write, recv, send and their vector and positional forms; on a
- * message socket it is one message. Not with buffers or UPCALL_MULTISHOT.
+ * then upcall_event.transferred says how much. For read, write, recv and send with all their forms (readv, pread,
+ * preadv, recvfrom, recvmsg …), splice, sendfile and copy_range; on a message socket it is one message. Not with
+ * buffers or UPCALL_MULTISHOT. Since 0.1.
  */
 #define UPCALL_FULL 1
 
 /**
  * One submit, many events: each but the final one carries UPCALL_MORE. For accept, recv, recvmsg, readdir, poll, sleep,
  * signal. It ends when cancelled, at end of stream (result 0), or at an error. recv, recvmsg and readdir need
- * upcall_op.buffers.
+ * upcall_op.buffers. Since 0.1.
  */
 #define UPCALL_MULTISHOT 2
 
 /**
  * The next op of this submit starts only when this one succeeded in full (all bytes asked for, or result >= 0 for what
- * moves none); otherwise the rest of the chain ends in -ECANCELED. Not on the last op, nor on a multishot.
+ * moves none; for readdir and with buffers any success); otherwise the rest of the chain ends in -ECANCELED. Not on the
+ * last op, nor on a multishot. Since 0.1.
  */
 #define UPCALL_LINK 4
 
 /**
- * The next op of this submit starts when this one has ended, whatever its result (`send`, then `close`).
+ * The next op of this submit starts when this one has ended, whatever its result (`send`, then `close`). Not on the last
+ * op, nor on a multishot, nor with UPCALL_LINK. Since 0.1.
  */
 #define UPCALL_LINK_ALWAYS 8
 
 /**
  * Starts when everything earlier *in the same submit* has ended, and later ones of that submit wait for it: n writes,
- * then fsync.
+ * then fsync. Since 0.1.
  */
 #define UPCALL_DRAIN 16
 
 /**
- * send and sendmsg: the kernel takes the data from `buf` without copying it, where it can. Always two events: the result,
- * with UPCALL_MORE, and when the data is no longer needed the final one, with UPCALL_RELEASED, which repeats result and
- * transferred; until then the data must not change. An operation that never started has one, final event. A chain goes on,
- * and a close of the descriptor no longer waits, at the result.
+ * send and sendmsg: the kernel sends the program's own memory without copying it, where it can (io_uring, IP sockets;
+ * elsewhere it is copied, with the same events). Two events: the result, with UPCALL_MORE, and when the data is no
+ * longer needed the final one, with UPCALL_RELEASED, which repeats result and transferred; until then the data must
+ * not change. An operation that never started has one, final event. A chain goes on, and a close of the descriptor no
+ * longer waits, at the result. Since 0.1.
  */
 #define UPCALL_ZEROCOPY 32
 
 /**
- * This op does not keep upcall_run() alive (a watcher, a statistics tick).
+ * This op does not keep upcall_run() alive (a watcher, a statistics tick). Since 0.1.
  */
 #define UPCALL_BACKGROUND 64
 
 /**
- * Further events of this operation follow; its memory and its id stay in use.
+ * Further events of this operation follow; its memory and its id stay in use. Since 0.1.
  */
 #define UPCALL_MORE 1
 
 /**
- * Zero-copy: the buffer is free again.
+ * UPCALL_ZEROCOPY: the data is the program's again. Comes with the final event. Since 0.1.
  */
 #define UPCALL_RELEASED 2
 
 /**
- * This -ETIMEDOUT is upcall_op.timeout_ns, not the network's.
+ * This -ETIMEDOUT comes from upcall_op.timeout_ns, not from the network. Since 0.1.
  */
 #define UPCALL_EXPIRED 4
 
 /**
- * upcall_supports(): the operation ends in -EOPNOTSUPP on this loop.
+ * upcall_supports(): the operation ends in -EOPNOTSUPP on this loop. Since 0.1.
  */
 #define UPCALL_UNSUPPORTED 0
 
 /**
  * upcall_supports(): done by a non-blocking call after waiting for readiness, by the thread pool, or by the loop itself.
+ * Since 0.1.
  */
 #define UPCALL_EMULATED 1
 
 /**
- * upcall_supports(): done by the kernel as one io_uring operation.
+ * upcall_supports(): done by the kernel as one io_uring operation. Since 0.1.
  */
 #define UPCALL_NATIVE 2
 
 /**
  * What getaddrinfo(3) answered, as upcall_op_getaddrinfo() reports it: EAI - 3000. Values that are not named here, which a C
- * library may have, come the same way. upcall_strerror() knows them as gai_strerror(3) does.
+ * library may have, come the same way. upcall_strerror() knows them as gai_strerror(3) does. Since 0.1.
  */
 #define UPCALL_EAI_BASE -3000
 
 /**
- * Bad ai_flags.
+ * Bad ai_flags. Since 0.1.
  */
 #define UPCALL_EAI_BADFLAGS -3001
 
 /**
- * The name or service is not known, or neither was given.
+ * The name or service is not known, or neither was given. Since 0.1.
  */
 #define UPCALL_EAI_NONAME -3002
 
 /**
- * The name server answered a temporary failure: try again later.
+ * The name server answered a temporary failure: try again later. Since 0.1.
  */
 #define UPCALL_EAI_AGAIN -3003
 
 /**
- * The name server answered a permanent failure.
+ * The name server answered a permanent failure. Since 0.1.
  */
 #define UPCALL_EAI_FAIL -3004
 
 /**
- * The name is known and has no addresses.
+ * The name is known and has no addresses. Since 0.1.
  */
 #define UPCALL_EAI_NODATA -3005
 
 /**
- * ai_family is not supported.
+ * ai_family is not supported. Since 0.1.
  */
 #define UPCALL_EAI_FAMILY -3006
 
 /**
- * ai_socktype is not supported.
+ * ai_socktype is not supported. Since 0.1.
  */
 #define UPCALL_EAI_SOCKTYPE -3007
 
 /**
- * The service is not known for the socket type.
+ * The service is not known for the socket type. Since 0.1.
  */
 #define UPCALL_EAI_SERVICE -3008
 
 /**
- * The name has no addresses of ai_family.
+ * The name has no addresses of ai_family. Since 0.1.
  */
 #define UPCALL_EAI_ADDRFAMILY -3009
 
 /**
- * Out of memory.
+ * Out of memory. Since 0.1.
  */
 #define UPCALL_EAI_MEMORY -3010
 
 /**
- * A system error that left no errno; with one, it is that -errno.
+ * A system error that left no errno; with one, it is that -errno. Since 0.1.
  */
 #define UPCALL_EAI_SYSTEM -3011
 
 /**
- * The name or service is too long.
+ * The name or service is too long. Since 0.1.
  */
 #define UPCALL_EAI_OVERFLOW -3012
 
 /**
  * upcall_op_futex_wait(), upcall_op_futex_wake(): only threads of this process use the futex, which is cheaper. The value
- * is that of FUTEX2_PRIVATE.
+ * is that of FUTEX2_PRIVATE. Since 0.1.
  */
 #define UPCALL_FUTEX_PRIVATE 128
 
 /**
  * A pool of equal buffers that operations borrow from when data is there: upcall_buffers_new(), upcall_buffers_return(),
- * upcall_buffers_free().
+ * upcall_buffers_free(). Since 0.1.
  */
 typedef struct upcall_buffers upcall_buffers;
 
 /**
  * A loop: made by upcall_loop_new(), ended by upcall_loop_free(). It belongs to the first thread that polls it.
+ * Since 0.1.
  */
 typedef struct upcall_loop upcall_loop;
 
 /**
  * A file as a stream of blocks that are read ahead, behind a descriptor that polls readable when a block is in memory:
  * upcall_reader_new(), upcall_reader_fd(), upcall_reader_next(), upcall_reader_wait(), upcall_reader_release(),
- * upcall_reader_free().
+ * upcall_reader_free(). Since 0.1.
  */
 typedef struct upcall_reader upcall_reader;
 
 /**
- * Which kernel interface a loop runs on: a UPCALL_BACKEND_ constant.
+ * Which kernel interface a loop runs on: an UPCALL_BACKEND_ constant. Since 0.1.
  */
 typedef uint32_t upcall_backend;
 
 /**
  * How a loop is made. Fill it with upcall_config_init(), change what you need, pass it to upcall_loop_new().
+ * Since 0.1.
  */
 typedef struct upcall_config {
     /**
@@ -257,7 +271,7 @@ typedef struct upcall_config {
      */
     uint32_t size;
     /**
-     * A UPCALL_BACKEND_ constant.
+     * An UPCALL_BACKEND_ constant.
      */
     upcall_backend backend;
     /**
@@ -265,7 +279,8 @@ typedef struct upcall_config {
      */
     uint32_t entries;
     /**
-     * At most so many events and posts per turn. Default 1024.
+     * At most so many events and posts per turn, at least 1; a multishot without a callback pauses after as many
+     * unreaped records. Default 1024.
      */
     uint32_t max_events;
     /**
@@ -278,15 +293,16 @@ typedef struct upcall_config {
      */
     uint32_t max_operations;
     /**
-     * Count callbacks that run longer; 0, the default: callbacks are not timed.
+     * Count callbacks that run longer than so many nanoseconds; 0, the default: callbacks are not timed.
      */
     uint64_t slow_callback_ns;
     /**
-     * Look again for so long before sleeping, while recent sleeps were shorter. Burns processor time. Default 0.
+     * Look again for so many nanoseconds before sleeping, while recent sleeps were shorter. Burns processor time.
+     * Default 0.
      */
     uint64_t spin_ns;
     /**
-     * None defined: 0.
+     * Must be 0: none are defined.
      */
     uint64_t flags;
     /**
@@ -296,17 +312,19 @@ typedef struct upcall_config {
 } upcall_config;
 
 /**
- * What an operation does: a UPCALL_OP_ constant, set by its constructor. 0 is invalid, so a zeroed op is refused.
+ * What an operation does: an UPCALL_OP_ constant, set by its constructor. 0 is invalid, so a zeroed op is refused.
+ * Since 0.1.
  */
 typedef uint32_t upcall_kind;
 
 /**
  * Names an accepted operation: generation-tagged, never 0. A stale, forged or foreign id is detected, not misdirected.
+ * Since 0.1.
  */
 typedef uint64_t upcall_id;
 
 /**
- * What an operation tells the program. 64 bytes, frozen.
+ * What an operation tells the program. 64 bytes, frozen. Since 0.1.
  */
 typedef struct upcall_event {
     /**
@@ -331,7 +349,7 @@ typedef struct upcall_event {
      */
     void *buffer;
     /**
-     * UPCALL_MORE, UPCALL_RELEASED, UPCALL_EXPIRED.
+     * 0, or any of UPCALL_MORE, UPCALL_RELEASED, UPCALL_EXPIRED.
      */
     uint32_t flags;
     /**
@@ -345,13 +363,14 @@ typedef struct upcall_event {
 } upcall_event;
 
 /**
- * Called on the owner thread, inside upcall_poll(), once per event. `event` is valid only inside the callback.
+ * Called on the owner thread, inside a turn of the loop, once per event. `event` is valid only inside the callback.
+ * Since 0.1.
  */
 typedef void (*upcall_callback)(struct upcall_loop *loop, const struct upcall_event *event);
 
 /**
- * One operation to submit. 128 bytes, frozen. Made by a upcall_op_ constructor, then given a callback, a user pointer
- * and options; upcall_submit() copies it.
+ * One operation to submit. 128 bytes, frozen. Made by an upcall_op_ constructor, then given a callback, a user pointer
+ * and options; upcall_submit() copies it. Since 0.1.
  */
 typedef struct upcall_op {
     /**
@@ -359,7 +378,8 @@ typedef struct upcall_op {
      */
     upcall_kind kind;
     /**
-     * UPCALL_FULL, UPCALL_MULTISHOT, UPCALL_LINK, UPCALL_LINK_ALWAYS, UPCALL_DRAIN, UPCALL_BACKGROUND.
+     * 0, or any of UPCALL_FULL, UPCALL_MULTISHOT, UPCALL_LINK, UPCALL_LINK_ALWAYS, UPCALL_DRAIN, UPCALL_ZEROCOPY,
+     * UPCALL_BACKGROUND. Bits that are not known, and those the operation cannot have, are -EINVAL.
      */
     uint32_t flags;
     /**
@@ -367,7 +387,7 @@ typedef struct upcall_op {
      */
     upcall_callback callback;
     /**
-     * Comes back in each event.
+     * Comes back in each event; the library does not look at it.
      */
     void *user;
     /**
@@ -376,7 +396,8 @@ typedef struct upcall_op {
      */
     uint64_t timeout_ns;
     /**
-     * recv, recvmsg, read, readdir: pick the buffer from this pool when data is there. NULL: use the op's own.
+     * recv, recvmsg, read, readdir: pick the buffer from this pool of this loop when data is there; the constructor's
+     * `buf` is then NULL, its `len` the most to take. NULL: use the op's own.
      */
     struct upcall_buffers *buffers;
     /**
@@ -422,12 +443,12 @@ typedef struct upcall_op {
 } upcall_op;
 
 /**
- * Called on the owner thread, inside upcall_poll(), exactly once per upcall_post().
+ * Called on the owner thread, inside a turn of the loop, exactly once per upcall_post(). Since 0.1.
  */
 typedef void (*upcall_post_fn)(struct upcall_loop *loop, void *arg);
 
 /**
- * The loop's counters: upcall_stats_get(). Plain words that only grow (but for in_flight), not a snapshot.
+ * The loop's counters: upcall_stats_get(). Plain words that only grow (but for in_flight), not a snapshot. Since 0.1.
  */
 typedef struct upcall_stats {
     /**
@@ -502,6 +523,7 @@ typedef struct upcall_stats {
 
 /**
  * How a reader is made. Fill it with upcall_reader_config_init(), change what you need, pass it to upcall_reader_new().
+ * Since 0.1.
  */
 typedef struct upcall_reader_config {
     /**
@@ -509,7 +531,7 @@ typedef struct upcall_reader_config {
      */
     uint32_t size;
     /**
-     * A UPCALL_BACKEND_ constant.
+     * An UPCALL_BACKEND_ constant.
      */
     upcall_backend backend;
     /**
@@ -536,13 +558,13 @@ typedef struct upcall_reader_config {
 } upcall_reader_config;
 
 /**
- * A computation run on a thread of the loop's pool; what it returns is the event's result.
+ * A computation run on a thread of the loop's pool, once; what it returns is the event's result. Since 0.1.
  */
 typedef int64_t (*upcall_work_fn)(void *arg);
 
 /**
  * What upcall_op_readdir() puts into a buffer, one after the other: a struct linux_dirent64 of getdents64(2). The name comes
- * after it: upcall_dirent_next() walks, upcall_dirent_name() names.
+ * after it: upcall_dirent_next() walks, upcall_dirent_name() names. Since 0.1.
  */
 typedef struct upcall_dirent {
     /**
@@ -565,6 +587,7 @@ typedef struct upcall_dirent {
 
 /**
  * What a buffer lent by recvmsg begins with. After it: upcall_msg_name(), upcall_msg_control(), upcall_msg_payload().
+ * Since 0.1.
  */
 typedef struct upcall_msg {
     /**
@@ -589,306 +612,307 @@ typedef struct upcall_msg {
 /**
  * io_uring where it is usable, else epoll; upcall_backend_reason() tells why. The environment variable
  * `UPCALL_BACKEND` (auto, io_uring, epoll) overrides this value only, and is ignored in set-user-ID programs.
+ * Since 0.1.
  */
 #define UPCALL_BACKEND_AUTO 0
 
 /**
- * io_uring or nothing: upcall_loop_new() fails with the kernel's errno where the ring is denied.
+ * io_uring or nothing: upcall_loop_new() fails with the kernel's errno where the ring is denied. Since 0.1.
  */
 #define UPCALL_BACKEND_IO_URING 1
 
 /**
- * epoll and a small thread pool. No io_uring system call is made, not even to probe.
+ * epoll and a small thread pool. No io_uring system call is made, not even to probe. Since 0.1.
  */
 #define UPCALL_BACKEND_EPOLL 2
 
 /**
- * Kind of upcall_op_work().
+ * Kind of upcall_op_work(). Since 0.1.
  */
 #define UPCALL_OP_WORK 80
 
 /**
- * Kind of upcall_op_getaddrinfo().
+ * Kind of upcall_op_getaddrinfo(). Since 0.1.
  */
 #define UPCALL_OP_GETADDRINFO 81
 
 /**
- * Kind of upcall_op_readdir().
+ * Kind of upcall_op_readdir(). Since 0.1.
  */
 #define UPCALL_OP_READDIR 33
 
 /**
- * Kind of upcall_op_pread().
+ * Kind of upcall_op_pread(). Since 0.1.
  */
 #define UPCALL_OP_PREAD 8
 
 /**
- * Kind of upcall_op_pwrite().
+ * Kind of upcall_op_pwrite(). Since 0.1.
  */
 #define UPCALL_OP_PWRITE 9
 
 /**
- * Kind of upcall_op_preadv().
+ * Kind of upcall_op_preadv(). Since 0.1.
  */
 #define UPCALL_OP_PREADV 10
 
 /**
- * Kind of upcall_op_pwritev().
+ * Kind of upcall_op_pwritev(). Since 0.1.
  */
 #define UPCALL_OP_PWRITEV 11
 
 /**
- * Kind of upcall_op_fsync().
+ * Kind of upcall_op_fsync(). Since 0.1.
  */
 #define UPCALL_OP_FSYNC 12
 
 /**
- * Kind of upcall_op_fdatasync().
+ * Kind of upcall_op_fdatasync(). Since 0.1.
  */
 #define UPCALL_OP_FDATASYNC 13
 
 /**
- * Kind of upcall_op_sync_range().
+ * Kind of upcall_op_sync_range(). Since 0.1.
  */
 #define UPCALL_OP_SYNC_RANGE 14
 
 /**
- * Kind of upcall_op_fallocate().
+ * Kind of upcall_op_fallocate(). Since 0.1.
  */
 #define UPCALL_OP_FALLOCATE 15
 
 /**
- * Kind of upcall_op_ftruncate().
+ * Kind of upcall_op_ftruncate(). Since 0.1.
  */
 #define UPCALL_OP_FTRUNCATE 16
 
 /**
- * Kind of upcall_op_fadvise().
+ * Kind of upcall_op_fadvise(). Since 0.1.
  */
 #define UPCALL_OP_FADVISE 17
 
 /**
- * Kind of upcall_op_madvise().
+ * Kind of upcall_op_madvise(). Since 0.1.
  */
 #define UPCALL_OP_MADVISE 18
 
 /**
- * Kind of upcall_op_open().
+ * Kind of upcall_op_open(). Since 0.1.
  */
 #define UPCALL_OP_OPEN 20
 
 /**
- * Kind of upcall_op_openat2().
+ * Kind of upcall_op_openat2(). Since 0.1.
  */
 #define UPCALL_OP_OPENAT2 21
 
 /**
- * Kind of upcall_op_close().
+ * Kind of upcall_op_close(). Since 0.1.
  */
 #define UPCALL_OP_CLOSE 22
 
 /**
- * Kind of upcall_op_statx().
+ * Kind of upcall_op_statx(). Since 0.1.
  */
 #define UPCALL_OP_STATX 23
 
 /**
- * Kind of upcall_op_rename().
+ * Kind of upcall_op_rename(). Since 0.1.
  */
 #define UPCALL_OP_RENAME 24
 
 /**
- * Kind of upcall_op_unlink().
+ * Kind of upcall_op_unlink(). Since 0.1.
  */
 #define UPCALL_OP_UNLINK 25
 
 /**
- * Kind of upcall_op_mkdir().
+ * Kind of upcall_op_mkdir(). Since 0.1.
  */
 #define UPCALL_OP_MKDIR 26
 
 /**
- * Kind of upcall_op_symlink().
+ * Kind of upcall_op_symlink(). Since 0.1.
  */
 #define UPCALL_OP_SYMLINK 27
 
 /**
- * Kind of upcall_op_hardlink().
+ * Kind of upcall_op_hardlink(). Since 0.1.
  */
 #define UPCALL_OP_HARDLINK 28
 
 /**
- * Kind of upcall_op_signal().
+ * Kind of upcall_op_signal(). Since 0.1.
  */
 #define UPCALL_OP_SIGNAL 70
 
 /**
- * Kind of upcall_op_waitid().
+ * Kind of upcall_op_waitid(). Since 0.1.
  */
 #define UPCALL_OP_WAITID 71
 
 /**
- * Kind of upcall_op_futex_wait().
+ * Kind of upcall_op_futex_wait(). Since 0.1.
  */
 #define UPCALL_OP_FUTEX_WAIT 72
 
 /**
- * Kind of upcall_op_futex_wake().
+ * Kind of upcall_op_futex_wake(). Since 0.1.
  */
 #define UPCALL_OP_FUTEX_WAKE 73
 
 /**
- * Kind of upcall_op_nop().
+ * Kind of upcall_op_nop(). Since 0.1.
  */
 #define UPCALL_OP_NOP 1
 
 /**
- * Kind of upcall_op_poll().
+ * Kind of upcall_op_poll(). Since 0.1.
  */
 #define UPCALL_OP_POLL 60
 
 /**
- * Kind of upcall_op_socket().
+ * Kind of upcall_op_socket(). Since 0.1.
  */
 #define UPCALL_OP_SOCKET 40
 
 /**
- * Kind of upcall_op_bind().
+ * Kind of upcall_op_bind(). Since 0.1.
  */
 #define UPCALL_OP_BIND 41
 
 /**
- * Kind of upcall_op_listen().
+ * Kind of upcall_op_listen(). Since 0.1.
  */
 #define UPCALL_OP_LISTEN 42
 
 /**
- * Kind of upcall_op_accept().
+ * Kind of upcall_op_accept(). Since 0.1.
  */
 #define UPCALL_OP_ACCEPT 43
 
 /**
- * Kind of upcall_op_connect().
+ * Kind of upcall_op_connect(). Since 0.1.
  */
 #define UPCALL_OP_CONNECT 44
 
 /**
- * Kind of upcall_op_recv().
+ * Kind of upcall_op_recv(). Since 0.1.
  */
 #define UPCALL_OP_RECV 45
 
 /**
- * Kind of upcall_op_send().
+ * Kind of upcall_op_send(). Since 0.1.
  */
 #define UPCALL_OP_SEND 46
 
 /**
- * Kind of upcall_op_recvfrom().
+ * Kind of upcall_op_recvfrom(). Since 0.1.
  */
 #define UPCALL_OP_RECVFROM 47
 
 /**
- * Kind of upcall_op_sendto().
+ * Kind of upcall_op_sendto(). Since 0.1.
  */
 #define UPCALL_OP_SENDTO 48
 
 /**
- * Kind of upcall_op_recvmsg().
+ * Kind of upcall_op_recvmsg(). Since 0.1.
  */
 #define UPCALL_OP_RECVMSG 49
 
 /**
- * Kind of upcall_op_sendmsg().
+ * Kind of upcall_op_sendmsg(). Since 0.1.
  */
 #define UPCALL_OP_SENDMSG 50
 
 /**
- * Kind of upcall_op_shutdown().
+ * Kind of upcall_op_shutdown(). Since 0.1.
  */
 #define UPCALL_OP_SHUTDOWN 51
 
 /**
- * Kind of upcall_op_getsockopt().
+ * Kind of upcall_op_getsockopt(). Since 0.1.
  */
 #define UPCALL_OP_GETSOCKOPT 52
 
 /**
- * Kind of upcall_op_setsockopt().
+ * Kind of upcall_op_setsockopt(). Since 0.1.
  */
 #define UPCALL_OP_SETSOCKOPT 53
 
 /**
- * Kind of upcall_op_pipe().
+ * Kind of upcall_op_pipe(). Since 0.1.
  */
 #define UPCALL_OP_PIPE 54
 
 /**
- * Kind of upcall_op_read().
+ * Kind of upcall_op_read(). Since 0.1.
  */
 #define UPCALL_OP_READ 2
 
 /**
- * Kind of upcall_op_write().
+ * Kind of upcall_op_write(). Since 0.1.
  */
 #define UPCALL_OP_WRITE 3
 
 /**
- * Kind of upcall_op_readv().
+ * Kind of upcall_op_readv(). Since 0.1.
  */
 #define UPCALL_OP_READV 4
 
 /**
- * Kind of upcall_op_writev().
+ * Kind of upcall_op_writev(). Since 0.1.
  */
 #define UPCALL_OP_WRITEV 5
 
 /**
- * Kind of upcall_op_sleep().
+ * Kind of upcall_op_sleep(). Since 0.1.
  */
 #define UPCALL_OP_SLEEP 64
 
 /**
- * Kind of upcall_op_sleep_until().
+ * Kind of upcall_op_sleep_until(). Since 0.1.
  */
 #define UPCALL_OP_SLEEP_UNTIL 65
 
 /**
- * Kind of upcall_op_splice().
+ * Kind of upcall_op_splice(). Since 0.1.
  */
 #define UPCALL_OP_SPLICE 6
 
 /**
- * Kind of upcall_op_tee().
+ * Kind of upcall_op_tee(). Since 0.1.
  */
 #define UPCALL_OP_TEE 7
 
 /**
- * Kind of upcall_op_copy_range().
+ * Kind of upcall_op_copy_range(). Since 0.1.
  */
 #define UPCALL_OP_COPY_RANGE 19
 
 /**
- * Kind of upcall_op_sendfile().
+ * Kind of upcall_op_sendfile(). Since 0.1.
  */
 #define UPCALL_OP_SENDFILE 34
 
 /**
- * Kind of upcall_op_getxattr().
+ * Kind of upcall_op_getxattr(). Since 0.1.
  */
 #define UPCALL_OP_GETXATTR 29
 
 /**
- * Kind of upcall_op_setxattr().
+ * Kind of upcall_op_setxattr(). Since 0.1.
  */
 #define UPCALL_OP_SETXATTR 30
 
 /**
- * Kind of upcall_op_fgetxattr().
+ * Kind of upcall_op_fgetxattr(). Since 0.1.
  */
 #define UPCALL_OP_FGETXATTR 31
 
 /**
- * Kind of upcall_op_fsetxattr().
+ * Kind of upcall_op_fsetxattr(). Since 0.1.
  */
 #define UPCALL_OP_FSETXATTR 32
 
@@ -918,7 +942,7 @@ int32_t upcall_loop_new(const struct upcall_config *config,
 
 /**
  * @brief Ends everything: refuses new work with -ESHUTDOWN, runs accepted posts, cancels all operations, and delivers their
- * final events, for at most `timeout_ns` (negative: no limit).
+ * final events, for at most `timeout_ns` nanoseconds (negative: no limit).
  *
  * Owner thread; callbacks run inside.
  *
@@ -934,7 +958,7 @@ int32_t upcall_loop_close(struct upcall_loop *loop,
  * records are dropped: their descriptors are closed and their buffers returned.
  *
  * The owner thread, or any thread when the loop has no owner or its owner has exited; what a dead owner had in flight is
- * delivered as -EOWNERDEAD. In a forked child it returns 0 and runs nothing. NULL is fine.
+ * delivered as -EOWNERDEAD, on this thread. In a forked child it returns 0 and runs nothing. NULL is fine.
  *
  * @return 0; -EDEADLK inside a callback of this loop; -EPERM on another thread. Since 0.1.
  */
@@ -956,8 +980,8 @@ int32_t upcall_loop_detach(struct upcall_loop *loop);
  * only when the queue is full, or by the next upcall_poll().
  *
  * @return 0, or a negative errno with nothing accepted: -EINVAL and others (upcall_last_error() names the op and the
- * field: "op 3 of 4: recv: buf is NULL but len is 4096"); -EAGAIN at the configured limit of operations; -ESHUTDOWN while
- * or after the loop closes; -ENOMEM. Since 0.1.
+ * field: "op 3 of 4: recv: buf is NULL but len is 4096"); -EAGAIN at upcall_config.max_operations;
+ * -ESHUTDOWN while or after the loop closes; -EOWNERDEAD when its owner thread has exited; -ENOMEM. Since 0.1.
  */
 int32_t upcall_submit(struct upcall_loop *loop,
                       const struct upcall_op *ops,
@@ -965,8 +989,8 @@ int32_t upcall_submit(struct upcall_loop *loop,
                       upcall_id *ids);
 
 /**
- * @brief One turn: hands the queued operations over, waits up to `timeout_ns` (0: don't wait; negative: no limit) for
- * something to be ready, and runs the callbacks of what is.
+ * @brief One turn: hands the queued operations over, waits up to `timeout_ns` nanoseconds (0: don't wait; negative: no
+ * limit) for something to be ready, and runs the callbacks of what is.
  *
  * It does not wait while records are unreaped. A signal handler that ran ends the wait. At most upcall_config.max_events
  * events and posts per turn; the rest comes in the next. Owner thread; the first caller becomes the owner.
@@ -1002,7 +1026,7 @@ int32_t upcall_stop(struct upcall_loop *loop);
 int32_t upcall_hold(struct upcall_loop *loop);
 
 /**
- * @brief Takes one upcall_hold() back, and wakes the loop when it was the last. Any thread.
+ * @brief Takes back one upcall_hold(), and wakes the loop when it was the last. Any thread.
  *
  * @return 0, or -EINVAL for NULL or where nothing is held. Since 0.1.
  */
@@ -1028,9 +1052,10 @@ int32_t upcall_cancel(struct upcall_loop *loop,
                       upcall_id id);
 
 /**
- * @brief Asks every operation in flight on descriptor `fd` to end, as upcall_cancel() does one. Any thread.
+ * @brief Asks every operation in flight on descriptor `fd` to end, also those that have it as their second, as
+ * upcall_cancel() does one. Any thread.
  *
- * @return how many were asked. Since 0.1.
+ * @return how many were asked; 0 for a negative `fd`. Since 0.1.
  */
 int32_t upcall_cancel_fd(struct upcall_loop *loop, int32_t fd);
 
@@ -1061,14 +1086,14 @@ int32_t upcall_reap(struct upcall_loop *loop,
 int32_t upcall_fd(struct upcall_loop *loop);
 
 /**
- * @brief CLOCK_MONOTONIC in nanoseconds, read once per turn. Owner thread; elsewhere the clock is read. 0 for NULL.
- * Since 0.1.
+ * @brief CLOCK_MONOTONIC in nanoseconds: on the owner thread as read once per turn, on others as it is now. Any thread.
+ * 0 for NULL, or in a forked child. Since 0.1.
  */
 uint64_t upcall_now(const struct upcall_loop *loop);
 
 /**
- * @brief The backend in use: UPCALL_BACKEND_IO_URING or UPCALL_BACKEND_EPOLL; UPCALL_BACKEND_AUTO for NULL. Any thread.
- * Since 0.1.
+ * @brief The backend in use: UPCALL_BACKEND_IO_URING or UPCALL_BACKEND_EPOLL; UPCALL_BACKEND_AUTO for NULL, or
+ * in a forked child. Any thread. Since 0.1.
  */
 upcall_backend upcall_loop_backend(const struct upcall_loop *loop);
 
@@ -1079,7 +1104,7 @@ const char *upcall_backend_name(upcall_backend backend);
 
 /**
  * @brief Why the loop runs on the backend it has: "io_uring_setup: EPERM (seccomp or kernel.io_uring_disabled)". Valid until
- * the loop is freed; NULL for NULL. Any thread. Since 0.1.
+ * the loop is freed; NULL for NULL, or in a forked child. Any thread. Since 0.1.
  */
 const char *upcall_backend_reason(const struct upcall_loop *loop);
 
@@ -1103,17 +1128,20 @@ const char *upcall_op_name(upcall_kind kind);
 int32_t upcall_stats_get_sized(const struct upcall_loop *loop, struct upcall_stats *stats, size_t size);
 
 /**
- * @brief The text of an error: accepts errno, -errno and UPCALL_EAI_ constants. Valid until this thread's next call. Any thread. Since 0.1.
+ * @brief The text of an error: accepts errno, -errno and UPCALL_EAI_ constants. Valid until this thread's next
+ * upcall_strerror(). Any thread. Since 0.1.
  */
 const char *upcall_strerror(int32_t error);
 
 /**
- * @brief The text of this thread's last failing call, "" when there was none; valid until its next failing call. Since 0.1.
+ * @brief The text of this thread's last failing call, "" when there was none; valid until its next failing call. Any
+ * thread. Since 0.1.
  */
 const char *upcall_last_error(void);
 
 /**
- * @brief The library's version, "0.1.0". A static string. UPCALL_VERSION_NUMBER is the header's. Since 0.1.
+ * @brief The library's version, "0.1.0". A static string. UPCALL_VERSION_NUMBER is the header's. Any thread.
+ * Since 0.1.
  */
 const char *upcall_version(void);
 
@@ -1144,6 +1172,8 @@ int32_t upcall_register_buffers(struct upcall_loop *loop,
 /**
  * @brief Ends what upcall_register_buffers() began. Operations in flight end as they would have.
  *
+ * Owner thread, or any while there is none.
+ *
  * @return 0; -EINVAL when no buffers are registered; -EPERM on another thread. Since 0.1.
  */
 int32_t upcall_unregister_buffers(struct upcall_loop *loop);
@@ -1151,15 +1181,15 @@ int32_t upcall_unregister_buffers(struct upcall_loop *loop);
 /**
  * @brief Gives a lent buffer back. `buffer`: what upcall_event.buffer was. Any thread; also after the loop was freed.
  *
- * @return 0; -EINVAL for a pointer that is not a buffer of this pool that is lent (a foreign one, one returned twice).
- * Since 0.1.
+ * @return 0; -EINVAL for a pointer that is not a lent buffer of this pool (a foreign one, one returned twice); -ECHILD
+ * in a forked child. Since 0.1.
  */
 int32_t upcall_buffers_return(struct upcall_buffers *buffers, void *buffer);
 
 /**
  * @brief Frees a pool. NULL is fine. Any thread; valid after the loop is freed.
  *
- * @return 0; -EBUSY while any buffer is lent or any operation uses the pool. Since 0.1.
+ * @return 0; -EBUSY while any buffer is lent or any operation uses the pool; -ECHILD in a forked child. Since 0.1.
  */
 int32_t upcall_buffers_free(struct upcall_buffers *buffers);
 
@@ -1248,7 +1278,7 @@ int32_t upcall_reader_release(struct upcall_reader *reader,
 int32_t upcall_reader_free(struct upcall_reader *reader);
 
 /**
- * @brief Runs `fn(arg)` on a thread of the loop's pool; result: what it returns.
+ * @brief Runs `fn(arg)` on a thread of the loop's pool. Result: what it returns.
  *
  * `arg` is borrowed until the final event. Once running it cannot be cancelled. `fn` must return normally, and must not
  * poll the loop; it may submit, cancel and post. Works of a loop never take its last pool thread, so that files always
@@ -1260,10 +1290,10 @@ struct upcall_op upcall_op_work(upcall_work_fn fn, void *arg);
  * @brief getaddrinfo(3) on a thread of the loop's pool: `*out` receives the list, to be freed with freeaddrinfo(3).
  *
  * `node`, `service` and `hints` may be NULL as for getaddrinfo(3), and are copied; strings of 4096 bytes and more are
- * -ENAMETOOLONG. `out` is borrowed until the final event, and written on success only. Result: 0; a UPCALL_EAI_ constant,
- * whose text upcall_strerror() has; or what errno was, negative. Never takes the last pool thread. Cancelled or timed out
- * it ends at once, and so do upcall_loop_close() and upcall_loop_free(), although its thread may still wait for the
- * resolver: what that finds is freed by the library. Since 0.1.
+ * -ENAMETOOLONG. `out` is borrowed until the final event, and written on success only. Result: 0; an UPCALL_EAI_
+ * constant, whose text upcall_strerror() has; or what errno was, negative. Never takes the last pool thread. Cancelled
+ * or timed out it ends at once, and so do upcall_loop_close() and upcall_loop_free(), although its thread may still
+ * wait for the resolver: what that finds is freed by the library. Since 0.1.
  */
 struct upcall_op upcall_op_getaddrinfo(const char *node,
                                        const char *service,
@@ -1289,14 +1319,15 @@ struct upcall_op upcall_op_readdir(int32_t fd,
  * @brief Walks the records that upcall_op_readdir() put in `buf`: `result` is the event's, `previous` the record before, NULL
  * for the first. NULL when there is none. What does not look like a record within `result` bytes ends the walk.
  *
- * `for (const upcall_dirent *d = NULL; (d = upcall_dirent_next(event->buffer, event->result, d));)`. Since 0.1.
+ * `for (const upcall_dirent *d = NULL; (d = upcall_dirent_next(event->buffer, event->result, d));)`. Any
+ * thread. Since 0.1.
  */
 const struct upcall_dirent *upcall_dirent_next(const void *buf,
                                                int64_t result,
                                                const struct upcall_dirent *previous);
 
 /**
- * @brief The name of an entry, in the buffer of its record. Since 0.1.
+ * @brief The name of an entry, in the buffer of its record: valid as long as that. Any thread. Since 0.1.
  */
 const char *upcall_dirent_name(const struct upcall_dirent *entry);
 
@@ -1343,7 +1374,7 @@ struct upcall_op upcall_op_pwritev(int32_t fd,
                                    int32_t rwf_flags);
 
 /**
- * @brief fsync(2): result 0 when the file's data and metadata are on the device. Since 0.1.
+ * @brief fsync(2). Result 0 when the file's data and metadata are on the device. Since 0.1.
  */
 struct upcall_op upcall_op_fsync(int32_t fd);
 
@@ -1353,18 +1384,16 @@ struct upcall_op upcall_op_fsync(int32_t fd);
 struct upcall_op upcall_op_fdatasync(int32_t fd);
 
 /**
- * @brief sync_file_range(2): result 0 when what `flags` (SYNC_FILE_RANGE_WRITE …) asks for is done with the `len` bytes at
- * `offset`; a `len` of 0 reaches to the end of the file. It makes nothing durable by itself: see its manual page.
+ * @brief sync_file_range(2). Result 0 when what `flags` (SYNC_FILE_RANGE_WRITE …) asks for is done with the `len`
+ * bytes at `offset`; a `len` of 0 reaches to the end of the file. It makes nothing durable by itself: see its manual
+ * page.
  *
  * A stream is -ESPIPE; a negative offset or length is -EINVAL. Since 0.1.
  */
-struct upcall_op upcall_op_sync_range(int32_t fd,
-                                      int64_t offset,
-                                      int64_t len,
-                                      uint32_t flags);
+struct upcall_op upcall_op_sync_range(int32_t fd, int64_t offset, int64_t len, uint32_t flags);
 
 /**
- * @brief fallocate(2): result 0 when the `len` bytes at `offset` have room on the disk, or what else `mode`
+ * @brief fallocate(2). Result 0 when the `len` bytes at `offset` have room on the disk, or what else `mode`
  * (FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE …) asks for.
  *
  * A mode the file system does not know is -EOPNOTSUPP; past RLIMIT_FSIZE it is -EFBIG and no signal is raised; no room is
@@ -1376,11 +1405,10 @@ struct upcall_op upcall_op_fallocate(int32_t fd,
                                      int64_t len);
 
 /**
- * @brief ftruncate(2): result 0 when the file has `len` bytes. A negative length, or a descriptor not open for writing, is
- * -EINVAL; past RLIMIT_FSIZE it is -EFBIG and no signal is raised. Since 0.1.
+ * @brief ftruncate(2). Result 0 when the file has `len` bytes. A negative length, or a descriptor not open for
+ * writing, is -EINVAL; past RLIMIT_FSIZE it is -EFBIG and no signal is raised. Since 0.1.
  */
-struct upcall_op upcall_op_ftruncate(int32_t fd,
-                                     int64_t len);
+struct upcall_op upcall_op_ftruncate(int32_t fd, int64_t len);
 
 /**
  * @brief posix_fadvise(2): tells the kernel how the `len` bytes at `offset` will be used: POSIX_FADV_WILLNEED,
@@ -1399,7 +1427,7 @@ struct upcall_op upcall_op_fadvise(int32_t fd, int64_t offset, int64_t len, int3
 struct upcall_op upcall_op_madvise(void *addr, size_t len, int32_t advice);
 
 /**
- * @brief openat(2): result: a descriptor, close-on-exec. `dirfd` may be AT_FDCWD; `mode` counts with O_CREAT and
+ * @brief openat(2). Result: a descriptor, close-on-exec. `dirfd` may be AT_FDCWD; `mode` counts with O_CREAT and
  * O_TMPFILE only.
  *
  * `path` is copied. Opening a FIFO may wait for the other side without limit; it can be cancelled. Since 0.1.
@@ -1429,7 +1457,7 @@ struct upcall_op upcall_op_openat2(int32_t dirfd,
 struct upcall_op upcall_op_close(int32_t fd);
 
 /**
- * @brief statx(2): result 0, with what `mask` asks for (STATX_BASIC_STATS …) in `*statxbuf`.
+ * @brief statx(2). Result 0, with what `mask` asks for (STATX_BASIC_STATS …) in `*statxbuf`.
  *
  * `path` is copied (an empty one with AT_EMPTY_PATH asks about `dirfd` itself); `statxbuf` is borrowed until the final
  * event. Since 0.1.
@@ -1437,7 +1465,7 @@ struct upcall_op upcall_op_close(int32_t fd);
 struct upcall_op upcall_op_statx(int32_t dirfd, const char *path, int32_t flags, uint32_t mask, struct statx *statxbuf);
 
 /**
- * @brief renameat2(2): result 0 when `old` has the name `new`. `flags`: 0, RENAME_NOREPLACE, RENAME_EXCHANGE …
+ * @brief renameat2(2). Result 0 when `old` has the name `new`. `flags`: 0, RENAME_NOREPLACE, RENAME_EXCHANGE …
  *
  * Both paths are copied; each directory may be AT_FDCWD. A flag the file system does not know is -EINVAL. Since 0.1.
  */
@@ -1448,30 +1476,29 @@ struct upcall_op upcall_op_rename(int32_t olddirfd,
                                   uint32_t flags);
 
 /**
- * @brief unlinkat(2): result 0 when the name is gone; with AT_REMOVEDIR in `flags` that of an empty directory, as rmdir(2).
+ * @brief unlinkat(2). Result 0 when the name is gone; with AT_REMOVEDIR in `flags` that of an empty directory, as
+ * rmdir(2).
  *
  * `path` is copied; `dirfd` may be AT_FDCWD. Since 0.1.
  */
-struct upcall_op upcall_op_unlink(int32_t dirfd,
-                                  const char *path,
-                                  int32_t flags);
+struct upcall_op upcall_op_unlink(int32_t dirfd, const char *path, int32_t flags);
 
 /**
- * @brief mkdirat(2): result 0 when the directory is made, with the permissions of `mode` that the umask leaves.
+ * @brief mkdirat(2). Result 0 when the directory is made, with the permissions of `mode` that the umask leaves.
  *
  * `path` is copied; `dirfd` may be AT_FDCWD. Since 0.1.
  */
 struct upcall_op upcall_op_mkdir(int32_t dirfd, const char *path, uint32_t mode);
 
 /**
- * @brief symlinkat(2): result 0 when `path` is a symbolic link to `target`, which need not exist.
+ * @brief symlinkat(2). Result 0 when `path` is a symbolic link to `target`, which need not exist.
  *
  * `target` and `path` are copied; `dirfd`, which `path` is relative to, may be AT_FDCWD. Since 0.1.
  */
 struct upcall_op upcall_op_symlink(const char *target, int32_t dirfd, const char *path);
 
 /**
- * @brief linkat(2): result 0 when `new` is one more name of the file `old`. `flags`: 0, AT_SYMLINK_FOLLOW, AT_EMPTY_PATH
+ * @brief linkat(2). Result 0 when `new` is one more name of the file `old`. `flags`: 0, AT_SYMLINK_FOLLOW, AT_EMPTY_PATH
  * (`old` is empty and `olddirfd` the file itself).
  *
  * Both paths are copied; each directory may be AT_FDCWD. Since 0.1.
@@ -1539,13 +1566,13 @@ struct upcall_op upcall_op_futex_wake(uint32_t *addr,
                                       uint32_t flags);
 
 /**
- * @brief Does nothing: result 0. Since 0.1.
+ * @brief Does nothing. Result 0. Since 0.1.
  */
 struct upcall_op upcall_op_nop(void);
 
 /**
- * @brief poll(2): waits until `fd` shows one of `events` (POLLIN, POLLOUT, POLLPRI, POLLRDHUP); result: the events seen,
- * which may include POLLERR and POLLHUP.
+ * @brief poll(2): waits until `fd` shows one of `events` (POLLIN, POLLOUT, POLLPRI, POLLRDHUP …). Result: the events
+ * seen, which may include POLLERR and POLLHUP.
  *
  * A regular file is always ready. With UPCALL_MULTISHOT: the first event by level, then at least one per arrival after the
  * program drained the descriptor; spurious ones are possible. Since 0.1.
@@ -1554,37 +1581,36 @@ struct upcall_op upcall_op_poll(int32_t fd,
                                 uint32_t events);
 
 /**
- * @brief socket(2): result: a descriptor, close-on-exec. Since 0.1.
+ * @brief socket(2). Result: a descriptor, close-on-exec; SOCK_NONBLOCK in `type` makes it non-blocking. Since 0.1.
  */
 struct upcall_op upcall_op_socket(int32_t domain, int32_t type, int32_t protocol);
 
 /**
- * @brief bind(2): result 0. `addr` is copied. Since 0.1.
+ * @brief bind(2). Result 0. `addr`, `len` bytes, is copied. Since 0.1.
  */
 struct upcall_op upcall_op_bind(int32_t fd, const struct sockaddr *addr, socklen_t len);
 
 /**
- * @brief listen(2): result 0. Since 0.1.
+ * @brief listen(2): at most `backlog` connections wait to be accepted. Result 0. Since 0.1.
  */
 struct upcall_op upcall_op_listen(int32_t fd, int32_t backlog);
 
 /**
- * @brief accept4(2): result: a descriptor, close-on-exec; `flags`: SOCK_NONBLOCK or 0.
+ * @brief accept4(2). Result: a descriptor, close-on-exec; `flags`: SOCK_NONBLOCK or 0.
  *
- * `addr` and `addrlen` may be NULL; they are borrowed until the final event. With UPCALL_MULTISHOT each connection is an
- * event, `addr` must be NULL, and a shortage (EMFILE, ENFILE, ENOBUFS, ENOMEM) is reported once with UPCALL_MORE, after
- * which accepting goes on with back-off. On epoll a listener opened with SOCK_NONBLOCK is faster: a blocking one costs a
- * thread switch per connection. Since 0.1.
+ * `addr` and `addrlen` may be NULL; they are borrowed until the final event: `*addrlen` is the room at `addr`, then
+ * the address's length. With UPCALL_MULTISHOT each connection is an event, `addr` and `addrlen` must be NULL, and a
+ * shortage (EMFILE, ENFILE, ENOBUFS, ENOMEM) is reported once with UPCALL_MORE, after which accepting goes on with
+ * back-off. On epoll a listener opened with SOCK_NONBLOCK is faster: a blocking one costs a thread switch per
+ * connection. Since 0.1.
  */
-struct upcall_op upcall_op_accept(int32_t fd,
-                                  struct sockaddr *addr,
-                                  socklen_t *addrlen,
-                                  int32_t flags);
+struct upcall_op upcall_op_accept(int32_t fd, struct sockaddr *addr, socklen_t *addrlen, int32_t flags);
 
 /**
  * @brief connect(2), as a careful program does it: start, wait for writability, read SO_ERROR. Result: 0 or that error.
  *
- * `addr` is copied. After a cancelled or timed-out connect the socket's state is undefined: close it. Since 0.1.
+ * `addr`, `len` bytes, is copied. After a cancelled or timed-out connect the socket's state is undefined: close it.
+ * Since 0.1.
  */
 struct upcall_op upcall_op_connect(int32_t fd, const struct sockaddr *addr, socklen_t len);
 
@@ -1600,7 +1626,8 @@ struct upcall_op upcall_op_recv(int32_t fd, void *buf, size_t len, int32_t flags
 /**
  * @brief send(2): up to `len` bytes from `buf`. Never raises SIGPIPE.
  *
- * `buf` is borrowed until the final event. Result: bytes sent; UPCALL_FULL sends all of them. Since 0.1.
+ * `buf` is borrowed until the final event. `flags`: MSG_MORE, MSG_OOB …, not MSG_DONTWAIT. Result: bytes sent;
+ * UPCALL_FULL sends all of them. With UPCALL_ZEROCOPY they are not copied, and two events tell. Since 0.1.
  */
 struct upcall_op upcall_op_send(int32_t fd, const void *buf, size_t len, int32_t flags);
 
@@ -1637,7 +1664,7 @@ struct upcall_op upcall_op_sendto(int32_t fd,
  *
  * `msg` and all it names are borrowed until the final event, which sets msg_namelen, msg_controllen and msg_flags.
  * Result: bytes received. With upcall_op.buffers only msg_namelen and msg_controllen are read, as the room to keep in each
- * buffer, which then begins with a upcall_msg; the result is the payload's length. Descriptors received in control data
+ * buffer, which then begins with an upcall_msg; the result is the payload's length. Descriptors received in control data
  * are close-on-exec. Since 0.1.
  */
 struct upcall_op upcall_op_recvmsg(int32_t fd,
@@ -1648,37 +1675,29 @@ struct upcall_op upcall_op_recvmsg(int32_t fd,
  * @brief sendmsg(2): a message from parts, with an address and control data.
  *
  * `msg`, its address, vector and control data are copied; the data its vector names is borrowed until the final event.
- * Result: bytes sent; UPCALL_FULL sends all of them. Since 0.1.
+ * `flags`, result, UPCALL_FULL and UPCALL_ZEROCOPY as for upcall_op_send(). Since 0.1.
  */
 struct upcall_op upcall_op_sendmsg(int32_t fd, const struct msghdr *msg, int32_t flags);
 
 /**
- * @brief shutdown(2): result 0. `how`: SHUT_RD, SHUT_WR, SHUT_RDWR. Since 0.1.
+ * @brief shutdown(2). Result 0. `how`: SHUT_RD, SHUT_WR, SHUT_RDWR. Since 0.1.
  */
 struct upcall_op upcall_op_shutdown(int32_t fd, int32_t how);
 
 /**
- * @brief getsockopt(2): result 0. `val` and `len` are borrowed until the final event; `*len` is the room at `val`, then the
- * value's length. Since 0.1.
+ * @brief getsockopt(2). Result 0. `val` and `len` are borrowed until the final event; `*len` is the room at `val`,
+ * then the value's length. Since 0.1.
  */
-struct upcall_op upcall_op_getsockopt(int32_t fd,
-                                      int32_t level,
-                                      int32_t name,
-                                      void *val,
-                                      socklen_t *len);
+struct upcall_op upcall_op_getsockopt(int32_t fd, int32_t level, int32_t name, void *val, socklen_t *len);
 
 /**
- * @brief setsockopt(2): result 0. `val` is copied; more than 64 KiB are -EINVAL. What a value itself points to (a socket
- * filter's instructions) is borrowed until the final event. Since 0.1.
+ * @brief setsockopt(2). Result 0. `val`, `len` bytes, is copied; more than 64 KiB are -EINVAL. What a value itself
+ * points to (a socket filter's instructions) is borrowed until the final event. Since 0.1.
  */
-struct upcall_op upcall_op_setsockopt(int32_t fd,
-                                      int32_t level,
-                                      int32_t name,
-                                      const void *val,
-                                      socklen_t len);
+struct upcall_op upcall_op_setsockopt(int32_t fd, int32_t level, int32_t name, const void *val, socklen_t len);
 
 /**
- * @brief pipe2(2): result 0, and `fds[0]` is what `fds[1]` writes to, both close-on-exec.
+ * @brief pipe2(2). Result 0, and `fds[0]` is what `fds[1]` writes to, both close-on-exec.
  *
  * `fds` has room for two, is borrowed until the final event, and written on success only. `flags`: O_NONBLOCK, O_DIRECT,
  * O_NOTIFICATION_PIPE or 0. Since 0.1.
@@ -1687,17 +1706,21 @@ struct upcall_op upcall_op_pipe(int32_t *fds,
                                 int32_t flags);
 
 /**
- * @brief The sender's address in a buffer lent by recvmsg; `room` is the header the operation was submitted with.
+ * @brief The sender's address in a buffer lent by recvmsg: `msg` is upcall_event.buffer, `room` the header the operation
+ * was submitted with. It is upcall_msg.namelen bytes, at most room->msg_namelen. Any thread. Since 0.1.
  */
-const void *upcall_msg_name(const struct upcall_msg *msg, const struct msghdr *room);
+const void *upcall_msg_name(const struct upcall_msg *msg,
+                            const struct msghdr *room);
 
 /**
- * @brief The control data in a buffer lent by recvmsg, upcall_msg.controllen bytes.
+ * @brief The control data in a buffer lent by recvmsg, upcall_msg.controllen bytes; arguments as for upcall_msg_name().
+ * NULL for a NULL `room`. Any thread. Since 0.1.
  */
 const void *upcall_msg_control(const struct upcall_msg *msg, const struct msghdr *room);
 
 /**
- * @brief The message in a buffer lent by recvmsg; the event's result is its length in the buffer.
+ * @brief The message in a buffer lent by recvmsg; the event's result is its length in the buffer. Arguments as for
+ * upcall_msg_name(). NULL for a NULL `room`. Any thread. Since 0.1.
  */
 const void *upcall_msg_payload(const struct upcall_msg *msg, const struct msghdr *room);
 
@@ -1737,7 +1760,7 @@ struct upcall_op upcall_op_readv(int32_t fd, const struct iovec *iov, size_t n);
 struct upcall_op upcall_op_writev(int32_t fd, const struct iovec *iov, size_t n);
 
 /**
- * @brief Ends after `ns` nanoseconds, never early: result 0.
+ * @brief Ends after `ns` nanoseconds, never early. Result 0.
  *
  * With UPCALL_MULTISHOT it repeats: the k-th tick at start + k * ns; result: the periods elapsed since the last event
  * (missed ones merge); 0 nanoseconds is then -EINVAL. Since 0.1.
@@ -1745,7 +1768,8 @@ struct upcall_op upcall_op_writev(int32_t fd, const struct iovec *iov, size_t n)
 struct upcall_op upcall_op_sleep(uint64_t ns);
 
 /**
- * @brief Ends when CLOCK_MONOTONIC reaches `monotonic_ns` (see upcall_now()), never early: result 0. Since 0.1.
+ * @brief Ends when CLOCK_MONOTONIC reaches `monotonic_ns` (see upcall_now()), never early. Result 0.
+ * Since 0.1.
  */
 struct upcall_op upcall_op_sleep_until(uint64_t monotonic_ns);
 
@@ -1797,7 +1821,7 @@ struct upcall_op upcall_op_copy_range(int32_t in,
                                       uint32_t flags);
 
 /**
- * @brief getxattr(2): result: the length of the value of the extended attribute `name` of the file `path`, put into
+ * @brief getxattr(2). Result: the length of the value of the extended attribute `name` of the file `path`, put into
  * `value`. With a `size` of 0 the length alone.
  *
  * `path` and `name` are copied; `value` is borrowed until the final event. No such attribute is -ENODATA; a value longer
@@ -1809,7 +1833,7 @@ struct upcall_op upcall_op_getxattr(const char *path,
                                     size_t size);
 
 /**
- * @brief setxattr(2): result 0 when the extended attribute `name` of the file `path` has the `size` bytes of `value`.
+ * @brief setxattr(2). Result 0 when the extended attribute `name` of the file `path` has the `size` bytes of `value`.
  * `flags`: 0, XATTR_CREATE (-EEXIST where it is there), XATTR_REPLACE (-ENODATA where it is not).
  *
  * `path`, `name` and `value` are copied. More than XATTR_SIZE_MAX (65536) bytes are -E2BIG, a name of more than

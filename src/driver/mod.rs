@@ -165,7 +165,7 @@ pub(crate) trait Driver {
     fn register_buffers(&mut self, parts: &[libc::iovec]);
     /// Unpins it.
     fn unregister_buffers(&mut self, core: &mut Core);
-    /// How a kind is done: a UPCALL_ constant.
+    /// How a kind is done: an UPCALL_ constant.
     fn supports(&self, kind: u32) -> i32;
     /// Ends everything the kernel and the threads do for this loop, and waits for that. Afterwards nothing touches any
     /// operation's memory. On the owner thread.

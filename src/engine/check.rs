@@ -93,7 +93,9 @@ fn options(operation: &upcall_op, def: &OpDef, last: bool, shared: &Arc<Shared>)
         return refuse("reserved is not zero");
     }
     if has(UPCALL_FULL) && !def.is(op::CAN_FULL) {
-        return refuse("flags has UPCALL_FULL, which is for reads, writes, receives and sends");
+        return refuse(
+            "flags has UPCALL_FULL, which is for reads, writes, receives, sends, splice, sendfile and copy_range",
+        );
     }
     if has(UPCALL_MULTISHOT) && !def.is(op::CAN_MULTI) {
         return refuse(

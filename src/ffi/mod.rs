@@ -53,7 +53,7 @@ pub unsafe extern "C" fn upcall_loop_new(config: *const upcall_config, r#loop: *
 }
 
 /// @brief Ends everything: refuses new work with -ESHUTDOWN, runs accepted posts, cancels all operations, and delivers their
-/// final events, for at most `timeout_ns` (negative: no limit).
+/// final events, for at most `timeout_ns` nanoseconds (negative: no limit).
 ///
 /// Owner thread; callbacks run inside.
 ///
@@ -73,7 +73,7 @@ pub unsafe extern "C" fn upcall_loop_close(r#loop: *mut upcall_loop, timeout_ns:
 /// records are dropped: their descriptors are closed and their buffers returned.
 ///
 /// The owner thread, or any thread when the loop has no owner or its owner has exited; what a dead owner had in flight is
-/// delivered as -EOWNERDEAD. In a forked child it returns 0 and runs nothing. NULL is fine.
+/// delivered as -EOWNERDEAD, on this thread. In a forked child it returns 0 and runs nothing. NULL is fine.
 ///
 /// @return 0; -EDEADLK inside a callback of this loop; -EPERM on another thread. Since 0.1.
 #[unsafe(no_mangle)]
@@ -116,8 +116,8 @@ pub unsafe extern "C" fn upcall_loop_detach(r#loop: *mut upcall_loop) -> i32 {
 /// only when the queue is full, or by the next upcall_poll().
 ///
 /// @return 0, or a negative errno with nothing accepted: -EINVAL and others (upcall_last_error() names the op and the
-/// field: "op 3 of 4: recv: buf is NULL but len is 4096"); -EAGAIN at the configured limit of operations; -ESHUTDOWN while
-/// or after the loop closes; -ENOMEM. Since 0.1.
+/// field: "op 3 of 4: recv: buf is NULL but len is 4096"); -EAGAIN at upcall_config.max_operations;
+/// -ESHUTDOWN while or after the loop closes; -EOWNERDEAD when its owner thread has exited; -ENOMEM. Since 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn upcall_submit(
     r#loop: *mut upcall_loop,
@@ -137,8 +137,8 @@ pub unsafe extern "C" fn upcall_submit(
     }
 }
 
-/// @brief One turn: hands the queued operations over, waits up to `timeout_ns` (0: don't wait; negative: no limit) for
-/// something to be ready, and runs the callbacks of what is.
+/// @brief One turn: hands the queued operations over, waits up to `timeout_ns` nanoseconds (0: don't wait; negative: no
+/// limit) for something to be ready, and runs the callbacks of what is.
 ///
 /// It does not wait while records are unreaped. A signal handler that ran ends the wait. At most upcall_config.max_events
 /// events and posts per turn; the rest comes in the next. Owner thread; the first caller becomes the owner.
@@ -193,7 +193,7 @@ pub unsafe extern "C" fn upcall_hold(r#loop: *mut upcall_loop) -> i32 {
     }
 }
 
-/// @brief Takes one upcall_hold() back, and wakes the loop when it was the last. Any thread.
+/// @brief Takes back one upcall_hold(), and wakes the loop when it was the last. Any thread.
 ///
 /// @return 0, or -EINVAL for NULL or where nothing is held. Since 0.1.
 #[unsafe(no_mangle)]
@@ -232,9 +232,10 @@ pub unsafe extern "C" fn upcall_cancel(r#loop: *mut upcall_loop, id: upcall_id) 
     }
 }
 
-/// @brief Asks every operation in flight on descriptor `fd` to end, as upcall_cancel() does one. Any thread.
+/// @brief Asks every operation in flight on descriptor `fd` to end, also those that have it as their second, as
+/// upcall_cancel() does one. Any thread.
 ///
-/// @return how many were asked. Since 0.1.
+/// @return how many were asked; 0 for a negative `fd`. Since 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn upcall_cancel_fd(r#loop: *mut upcall_loop, fd: i32) -> i32 {
     // SAFETY: the program passed a loop it has not freed, or NULL.
@@ -288,8 +289,8 @@ pub unsafe extern "C" fn upcall_fd(r#loop: *mut upcall_loop) -> i32 {
     }
 }
 
-/// @brief CLOCK_MONOTONIC in nanoseconds, read once per turn. Owner thread; elsewhere the clock is read. 0 for NULL.
-/// Since 0.1.
+/// @brief CLOCK_MONOTONIC in nanoseconds: on the owner thread as read once per turn, on others as it is now. Any thread.
+/// 0 for NULL, or in a forked child. Since 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn upcall_now(r#loop: *const upcall_loop) -> u64 {
     // SAFETY: the program passed a loop it has not freed, or NULL.
@@ -299,8 +300,8 @@ pub unsafe extern "C" fn upcall_now(r#loop: *const upcall_loop) -> u64 {
     }
 }
 
-/// @brief The backend in use: UPCALL_BACKEND_IO_URING or UPCALL_BACKEND_EPOLL; UPCALL_BACKEND_AUTO for NULL. Any thread.
-/// Since 0.1.
+/// @brief The backend in use: UPCALL_BACKEND_IO_URING or UPCALL_BACKEND_EPOLL; UPCALL_BACKEND_AUTO for NULL, or
+/// in a forked child. Any thread. Since 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn upcall_loop_backend(r#loop: *const upcall_loop) -> upcall_backend {
     // SAFETY: the program passed a loop it has not freed, or NULL.
@@ -323,7 +324,7 @@ pub extern "C" fn upcall_backend_name(backend: upcall_backend) -> *const c_char 
 }
 
 /// @brief Why the loop runs on the backend it has: "io_uring_setup: EPERM (seccomp or kernel.io_uring_disabled)". Valid until
-/// the loop is freed; NULL for NULL. Any thread. Since 0.1.
+/// the loop is freed; NULL for NULL, or in a forked child. Any thread. Since 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn upcall_backend_reason(r#loop: *const upcall_loop) -> *const c_char {
     // SAFETY: the program passed a loop it has not freed, or NULL.
@@ -375,19 +376,22 @@ pub unsafe extern "C" fn upcall_stats_get_sized(
     0
 }
 
-/// @brief The text of an error: accepts errno, -errno and UPCALL_EAI_ constants. Valid until this thread's next call. Any thread. Since 0.1.
+/// @brief The text of an error: accepts errno, -errno and UPCALL_EAI_ constants. Valid until this thread's next
+/// upcall_strerror(). Any thread. Since 0.1.
 #[unsafe(no_mangle)]
 pub extern "C" fn upcall_strerror(error: i32) -> *const c_char {
     text::strerror(error)
 }
 
-/// @brief The text of this thread's last failing call, "" when there was none; valid until its next failing call. Since 0.1.
+/// @brief The text of this thread's last failing call, "" when there was none; valid until its next failing call. Any
+/// thread. Since 0.1.
 #[unsafe(no_mangle)]
 pub extern "C" fn upcall_last_error() -> *const c_char {
     text::last_error()
 }
 
-/// @brief The library's version, "0.1.0". A static string. UPCALL_VERSION_NUMBER is the header's. Since 0.1.
+/// @brief The library's version, "0.1.0". A static string. UPCALL_VERSION_NUMBER is the header's. Any thread.
+/// Since 0.1.
 #[unsafe(no_mangle)]
 pub extern "C" fn upcall_version() -> *const c_char {
     const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "\0");
@@ -459,6 +463,8 @@ pub unsafe extern "C" fn upcall_register_buffers(r#loop: *mut upcall_loop, iov: 
 
 /// @brief Ends what upcall_register_buffers() began. Operations in flight end as they would have.
 ///
+/// Owner thread, or any while there is none.
+///
 /// @return 0; -EINVAL when no buffers are registered; -EPERM on another thread. Since 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn upcall_unregister_buffers(r#loop: *mut upcall_loop) -> i32 {
@@ -471,8 +477,8 @@ pub unsafe extern "C" fn upcall_unregister_buffers(r#loop: *mut upcall_loop) -> 
 
 /// @brief Gives a lent buffer back. `buffer`: what upcall_event.buffer was. Any thread; also after the loop was freed.
 ///
-/// @return 0; -EINVAL for a pointer that is not a buffer of this pool that is lent (a foreign one, one returned twice).
-/// Since 0.1.
+/// @return 0; -EINVAL for a pointer that is not a lent buffer of this pool (a foreign one, one returned twice); -ECHILD
+/// in a forked child. Since 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn upcall_buffers_return(buffers: *mut upcall_buffers, buffer: *mut c_void) -> i32 {
     // SAFETY: the program passed a pool it has not freed, or NULL.
@@ -493,7 +499,7 @@ pub unsafe extern "C" fn upcall_buffers_return(buffers: *mut upcall_buffers, buf
 
 /// @brief Frees a pool. NULL is fine. Any thread; valid after the loop is freed.
 ///
-/// @return 0; -EBUSY while any buffer is lent or any operation uses the pool. Since 0.1.
+/// @return 0; -EBUSY while any buffer is lent or any operation uses the pool; -ECHILD in a forked child. Since 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn upcall_buffers_free(buffers: *mut upcall_buffers) -> i32 {
     // SAFETY: the program passed a pool it has not freed, or NULL.

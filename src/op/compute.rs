@@ -8,12 +8,12 @@ use std::ptr::{null, null_mut};
 use std::sync::Arc;
 use std::sync::atomic::AtomicPtr;
 
-/// Kind of upcall_op_work().
+/// Kind of upcall_op_work(). Since 0.1.
 pub const UPCALL_OP_WORK: upcall_kind = 80;
-/// Kind of upcall_op_getaddrinfo().
+/// Kind of upcall_op_getaddrinfo(). Since 0.1.
 pub const UPCALL_OP_GETADDRINFO: upcall_kind = 81;
 
-/// @brief Runs `fn(arg)` on a thread of the loop's pool; result: what it returns.
+/// @brief Runs `fn(arg)` on a thread of the loop's pool. Result: what it returns.
 ///
 /// `arg` is borrowed until the final event. Once running it cannot be cancelled. `fn` must return normally, and must not
 /// poll the loop; it may submit, cancel and post. Works of a loop never take its last pool thread, so that files always
@@ -30,10 +30,10 @@ pub extern "C" fn upcall_op_work(r#fn: upcall_work_fn, arg: *mut c_void) -> upca
 /// @brief getaddrinfo(3) on a thread of the loop's pool: `*out` receives the list, to be freed with freeaddrinfo(3).
 ///
 /// `node`, `service` and `hints` may be NULL as for getaddrinfo(3), and are copied; strings of 4096 bytes and more are
-/// -ENAMETOOLONG. `out` is borrowed until the final event, and written on success only. Result: 0; a UPCALL_EAI_ constant,
-/// whose text upcall_strerror() has; or what errno was, negative. Never takes the last pool thread. Cancelled or timed out
-/// it ends at once, and so do upcall_loop_close() and upcall_loop_free(), although its thread may still wait for the
-/// resolver: what that finds is freed by the library. Since 0.1.
+/// -ENAMETOOLONG. `out` is borrowed until the final event, and written on success only. Result: 0; an UPCALL_EAI_
+/// constant, whose text upcall_strerror() has; or what errno was, negative. Never takes the last pool thread. Cancelled
+/// or timed out it ends at once, and so do upcall_loop_close() and upcall_loop_free(), although its thread may still
+/// wait for the resolver: what that finds is freed by the library. Since 0.1.
 #[unsafe(no_mangle)]
 pub extern "C" fn upcall_op_getaddrinfo(
     node: *const c_char,
@@ -150,7 +150,7 @@ fn finish_lookup(args: &Args, side: &mut Side, result: i64) {
 }
 
 fn run(args: &Args) -> i64 {
-    // SAFETY: `addr` is a upcall_work_fn (checked: not NULL), put there by the constructor; Option of a function pointer
+    // SAFETY: `addr` is an upcall_work_fn (checked: not NULL), put there by the constructor; Option of a function pointer
     // has the pointer's representation.
     let function: upcall_work_fn = unsafe { std::mem::transmute(args.addr as usize) };
     match function {

@@ -4,7 +4,7 @@ use super::*;
 use crate::sys;
 use std::ffi::{c_char, c_void};
 
-/// Kind of upcall_op_readdir().
+/// Kind of upcall_op_readdir(). Since 0.1.
 pub const UPCALL_OP_READDIR: upcall_kind = 33;
 
 /// @brief getdents64(2): fills `buf` with the next entries of the open directory `fd`, "." and ".." among them, in the
@@ -24,7 +24,8 @@ pub extern "C" fn upcall_op_readdir(fd: i32, buf: *mut c_void, len: usize) -> up
 /// @brief Walks the records that upcall_op_readdir() put in `buf`: `result` is the event's, `previous` the record before, NULL
 /// for the first. NULL when there is none. What does not look like a record within `result` bytes ends the walk.
 ///
-/// `for (const upcall_dirent *d = NULL; (d = upcall_dirent_next(event->buffer, event->result, d));)`. Since 0.1.
+/// `for (const upcall_dirent *d = NULL; (d = upcall_dirent_next(event->buffer, event->result, d));)`. Any
+/// thread. Since 0.1.
 #[unsafe(no_mangle)]
 pub extern "C" fn upcall_dirent_next(
     buf: *const c_void,
@@ -45,7 +46,7 @@ pub extern "C" fn upcall_dirent_next(
     }
 }
 
-/// @brief The name of an entry, in the buffer of its record. Since 0.1.
+/// @brief The name of an entry, in the buffer of its record: valid as long as that. Any thread. Since 0.1.
 #[unsafe(no_mangle)]
 pub extern "C" fn upcall_dirent_name(entry: *const upcall_dirent) -> *const c_char {
     if entry.is_null() {

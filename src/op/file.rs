@@ -8,27 +8,27 @@ use crate::sys;
 use io_uring::{opcode, types};
 use std::ffi::c_void;
 
-/// Kind of upcall_op_pread().
+/// Kind of upcall_op_pread(). Since 0.1.
 pub const UPCALL_OP_PREAD: upcall_kind = 8;
-/// Kind of upcall_op_pwrite().
+/// Kind of upcall_op_pwrite(). Since 0.1.
 pub const UPCALL_OP_PWRITE: upcall_kind = 9;
-/// Kind of upcall_op_preadv().
+/// Kind of upcall_op_preadv(). Since 0.1.
 pub const UPCALL_OP_PREADV: upcall_kind = 10;
-/// Kind of upcall_op_pwritev().
+/// Kind of upcall_op_pwritev(). Since 0.1.
 pub const UPCALL_OP_PWRITEV: upcall_kind = 11;
-/// Kind of upcall_op_fsync().
+/// Kind of upcall_op_fsync(). Since 0.1.
 pub const UPCALL_OP_FSYNC: upcall_kind = 12;
-/// Kind of upcall_op_fdatasync().
+/// Kind of upcall_op_fdatasync(). Since 0.1.
 pub const UPCALL_OP_FDATASYNC: upcall_kind = 13;
-/// Kind of upcall_op_sync_range().
+/// Kind of upcall_op_sync_range(). Since 0.1.
 pub const UPCALL_OP_SYNC_RANGE: upcall_kind = 14;
-/// Kind of upcall_op_fallocate().
+/// Kind of upcall_op_fallocate(). Since 0.1.
 pub const UPCALL_OP_FALLOCATE: upcall_kind = 15;
-/// Kind of upcall_op_ftruncate().
+/// Kind of upcall_op_ftruncate(). Since 0.1.
 pub const UPCALL_OP_FTRUNCATE: upcall_kind = 16;
-/// Kind of upcall_op_fadvise().
+/// Kind of upcall_op_fadvise(). Since 0.1.
 pub const UPCALL_OP_FADVISE: upcall_kind = 17;
-/// Kind of upcall_op_madvise().
+/// Kind of upcall_op_madvise(). Since 0.1.
 pub const UPCALL_OP_MADVISE: upcall_kind = 18;
 
 /// @brief pread(2): up to `len` bytes from `offset` of a file into `buf`. The rule for files: no shared position.
@@ -95,7 +95,7 @@ pub extern "C" fn upcall_op_pwritev(
     }
 }
 
-/// @brief fsync(2): result 0 when the file's data and metadata are on the device. Since 0.1.
+/// @brief fsync(2). Result 0 when the file's data and metadata are on the device. Since 0.1.
 #[unsafe(no_mangle)]
 pub extern "C" fn upcall_op_fsync(fd: i32) -> upcall_op {
     upcall_op { fd, ..blank(UPCALL_OP_FSYNC) }
@@ -107,8 +107,9 @@ pub extern "C" fn upcall_op_fdatasync(fd: i32) -> upcall_op {
     upcall_op { fd, ..blank(UPCALL_OP_FDATASYNC) }
 }
 
-/// @brief sync_file_range(2): result 0 when what `flags` (SYNC_FILE_RANGE_WRITE …) asks for is done with the `len` bytes at
-/// `offset`; a `len` of 0 reaches to the end of the file. It makes nothing durable by itself: see its manual page.
+/// @brief sync_file_range(2). Result 0 when what `flags` (SYNC_FILE_RANGE_WRITE …) asks for is done with the `len`
+/// bytes at `offset`; a `len` of 0 reaches to the end of the file. It makes nothing durable by itself: see its manual
+/// page.
 ///
 /// A stream is -ESPIPE; a negative offset or length is -EINVAL. Since 0.1.
 #[unsafe(no_mangle)]
@@ -116,7 +117,7 @@ pub extern "C" fn upcall_op_sync_range(fd: i32, offset: i64, len: i64, flags: u3
     upcall_op { fd, offset: offset as u64, len: len as u64, arg: flags, ..blank(UPCALL_OP_SYNC_RANGE) }
 }
 
-/// @brief fallocate(2): result 0 when the `len` bytes at `offset` have room on the disk, or what else `mode`
+/// @brief fallocate(2). Result 0 when the `len` bytes at `offset` have room on the disk, or what else `mode`
 /// (FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE …) asks for.
 ///
 /// A mode the file system does not know is -EOPNOTSUPP; past RLIMIT_FSIZE it is -EFBIG and no signal is raised; no room is
@@ -126,8 +127,8 @@ pub extern "C" fn upcall_op_fallocate(fd: i32, mode: i32, offset: i64, len: i64)
     upcall_op { fd, offset: offset as u64, len: len as u64, arg: mode as u32, ..blank(UPCALL_OP_FALLOCATE) }
 }
 
-/// @brief ftruncate(2): result 0 when the file has `len` bytes. A negative length, or a descriptor not open for writing, is
-/// -EINVAL; past RLIMIT_FSIZE it is -EFBIG and no signal is raised. Since 0.1.
+/// @brief ftruncate(2). Result 0 when the file has `len` bytes. A negative length, or a descriptor not open for
+/// writing, is -EINVAL; past RLIMIT_FSIZE it is -EFBIG and no signal is raised. Since 0.1.
 #[unsafe(no_mangle)]
 pub extern "C" fn upcall_op_ftruncate(fd: i32, len: i64) -> upcall_op {
     upcall_op { fd, len: len as u64, ..blank(UPCALL_OP_FTRUNCATE) }

@@ -5,26 +5,26 @@ use crate::sys;
 use io_uring::{opcode, types};
 use std::ffi::c_char;
 
-/// Kind of upcall_op_open().
+/// Kind of upcall_op_open(). Since 0.1.
 pub const UPCALL_OP_OPEN: upcall_kind = 20;
-/// Kind of upcall_op_openat2().
+/// Kind of upcall_op_openat2(). Since 0.1.
 pub const UPCALL_OP_OPENAT2: upcall_kind = 21;
-/// Kind of upcall_op_close().
+/// Kind of upcall_op_close(). Since 0.1.
 pub const UPCALL_OP_CLOSE: upcall_kind = 22;
-/// Kind of upcall_op_statx().
+/// Kind of upcall_op_statx(). Since 0.1.
 pub const UPCALL_OP_STATX: upcall_kind = 23;
-/// Kind of upcall_op_rename().
+/// Kind of upcall_op_rename(). Since 0.1.
 pub const UPCALL_OP_RENAME: upcall_kind = 24;
-/// Kind of upcall_op_unlink().
+/// Kind of upcall_op_unlink(). Since 0.1.
 pub const UPCALL_OP_UNLINK: upcall_kind = 25;
-/// Kind of upcall_op_mkdir().
+/// Kind of upcall_op_mkdir(). Since 0.1.
 pub const UPCALL_OP_MKDIR: upcall_kind = 26;
-/// Kind of upcall_op_symlink().
+/// Kind of upcall_op_symlink(). Since 0.1.
 pub const UPCALL_OP_SYMLINK: upcall_kind = 27;
-/// Kind of upcall_op_hardlink().
+/// Kind of upcall_op_hardlink(). Since 0.1.
 pub const UPCALL_OP_HARDLINK: upcall_kind = 28;
 
-/// @brief openat(2): result: a descriptor, close-on-exec. `dirfd` may be AT_FDCWD; `mode` counts with O_CREAT and
+/// @brief openat(2). Result: a descriptor, close-on-exec. `dirfd` may be AT_FDCWD; `mode` counts with O_CREAT and
 /// O_TMPFILE only.
 ///
 /// `path` is copied. Opening a FIFO may wait for the other side without limit; it can be cancelled. Since 0.1.
@@ -59,7 +59,7 @@ pub extern "C" fn upcall_op_close(fd: i32) -> upcall_op {
     upcall_op { fd, ..blank(UPCALL_OP_CLOSE) }
 }
 
-/// @brief statx(2): result 0, with what `mask` asks for (STATX_BASIC_STATS …) in `*statxbuf`.
+/// @brief statx(2). Result 0, with what `mask` asks for (STATX_BASIC_STATS …) in `*statxbuf`.
 ///
 /// `path` is copied (an empty one with AT_EMPTY_PATH asks about `dirfd` itself); `statxbuf` is borrowed until the final
 /// event. Since 0.1.
@@ -81,7 +81,7 @@ pub extern "C" fn upcall_op_statx(
     }
 }
 
-/// @brief renameat2(2): result 0 when `old` has the name `new`. `flags`: 0, RENAME_NOREPLACE, RENAME_EXCHANGE …
+/// @brief renameat2(2). Result 0 when `old` has the name `new`. `flags`: 0, RENAME_NOREPLACE, RENAME_EXCHANGE …
 ///
 /// Both paths are copied; each directory may be AT_FDCWD. A flag the file system does not know is -EINVAL. Since 0.1.
 #[unsafe(no_mangle)]
@@ -102,7 +102,8 @@ pub extern "C" fn upcall_op_rename(
     }
 }
 
-/// @brief unlinkat(2): result 0 when the name is gone; with AT_REMOVEDIR in `flags` that of an empty directory, as rmdir(2).
+/// @brief unlinkat(2). Result 0 when the name is gone; with AT_REMOVEDIR in `flags` that of an empty directory, as
+/// rmdir(2).
 ///
 /// `path` is copied; `dirfd` may be AT_FDCWD. Since 0.1.
 #[unsafe(no_mangle)]
@@ -110,7 +111,7 @@ pub extern "C" fn upcall_op_unlink(dirfd: i32, path: *const c_char, flags: i32) 
     upcall_op { fd: dirfd, addr: path as u64, arg: flags as u32, ..blank(UPCALL_OP_UNLINK) }
 }
 
-/// @brief mkdirat(2): result 0 when the directory is made, with the permissions of `mode` that the umask leaves.
+/// @brief mkdirat(2). Result 0 when the directory is made, with the permissions of `mode` that the umask leaves.
 ///
 /// `path` is copied; `dirfd` may be AT_FDCWD. Since 0.1.
 #[unsafe(no_mangle)]
@@ -118,7 +119,7 @@ pub extern "C" fn upcall_op_mkdir(dirfd: i32, path: *const c_char, mode: u32) ->
     upcall_op { fd: dirfd, addr: path as u64, arg: mode, ..blank(UPCALL_OP_MKDIR) }
 }
 
-/// @brief symlinkat(2): result 0 when `path` is a symbolic link to `target`, which need not exist.
+/// @brief symlinkat(2). Result 0 when `path` is a symbolic link to `target`, which need not exist.
 ///
 /// `target` and `path` are copied; `dirfd`, which `path` is relative to, may be AT_FDCWD. Since 0.1.
 #[unsafe(no_mangle)]
@@ -126,7 +127,7 @@ pub extern "C" fn upcall_op_symlink(target: *const c_char, dirfd: i32, path: *co
     upcall_op { fd: dirfd, addr: target as u64, addr2: path as u64, ..blank(UPCALL_OP_SYMLINK) }
 }
 
-/// @brief linkat(2): result 0 when `new` is one more name of the file `old`. `flags`: 0, AT_SYMLINK_FOLLOW, AT_EMPTY_PATH
+/// @brief linkat(2). Result 0 when `new` is one more name of the file `old`. `flags`: 0, AT_SYMLINK_FOLLOW, AT_EMPTY_PATH
 /// (`old` is empty and `olddirfd` the file itself).
 ///
 /// Both paths are copied; each directory may be AT_FDCWD. Since 0.1.

@@ -6,17 +6,17 @@ use crate::sys::signal::{self, Watch};
 use io_uring::opcode;
 use std::ffi::c_void;
 
-/// Kind of upcall_op_signal().
+/// Kind of upcall_op_signal(). Since 0.1.
 pub const UPCALL_OP_SIGNAL: upcall_kind = 70;
-/// Kind of upcall_op_waitid().
+/// Kind of upcall_op_waitid(). Since 0.1.
 pub const UPCALL_OP_WAITID: upcall_kind = 71;
-/// Kind of upcall_op_futex_wait().
+/// Kind of upcall_op_futex_wait(). Since 0.1.
 pub const UPCALL_OP_FUTEX_WAIT: upcall_kind = 72;
-/// Kind of upcall_op_futex_wake().
+/// Kind of upcall_op_futex_wake(). Since 0.1.
 pub const UPCALL_OP_FUTEX_WAKE: upcall_kind = 73;
 
 /// upcall_op_futex_wait(), upcall_op_futex_wake(): only threads of this process use the futex, which is cheaper. The value
-/// is that of FUTEX2_PRIVATE.
+/// is that of FUTEX2_PRIVATE. Since 0.1.
 pub const UPCALL_FUTEX_PRIVATE: u32 = 128;
 
 /// @brief Waits until the signal `signo` is delivered to this process: result `signo`.

@@ -4,19 +4,19 @@ use super::*;
 use crate::sys;
 use io_uring::{opcode, types};
 
-/// Kind of upcall_op_nop().
+/// Kind of upcall_op_nop(). Since 0.1.
 pub const UPCALL_OP_NOP: upcall_kind = 1;
-/// Kind of upcall_op_poll().
+/// Kind of upcall_op_poll(). Since 0.1.
 pub const UPCALL_OP_POLL: upcall_kind = 60;
 
-/// @brief Does nothing: result 0. Since 0.1.
+/// @brief Does nothing. Result 0. Since 0.1.
 #[unsafe(no_mangle)]
 pub extern "C" fn upcall_op_nop() -> upcall_op {
     blank(UPCALL_OP_NOP)
 }
 
-/// @brief poll(2): waits until `fd` shows one of `events` (POLLIN, POLLOUT, POLLPRI, POLLRDHUP); result: the events seen,
-/// which may include POLLERR and POLLHUP.
+/// @brief poll(2): waits until `fd` shows one of `events` (POLLIN, POLLOUT, POLLPRI, POLLRDHUP …). Result: the events
+/// seen, which may include POLLERR and POLLHUP.
 ///
 /// A regular file is always ready. With UPCALL_MULTISHOT: the first event by level, then at least one per arrival after the
 /// program drained the descriptor; spurious ones are possible. Since 0.1.

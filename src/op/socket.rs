@@ -7,61 +7,62 @@ use io_uring::{opcode, types};
 use libc::{msghdr, sockaddr, socklen_t};
 use std::ffi::c_void;
 
-/// Kind of upcall_op_socket().
+/// Kind of upcall_op_socket(). Since 0.1.
 pub const UPCALL_OP_SOCKET: upcall_kind = 40;
-/// Kind of upcall_op_bind().
+/// Kind of upcall_op_bind(). Since 0.1.
 pub const UPCALL_OP_BIND: upcall_kind = 41;
-/// Kind of upcall_op_listen().
+/// Kind of upcall_op_listen(). Since 0.1.
 pub const UPCALL_OP_LISTEN: upcall_kind = 42;
-/// Kind of upcall_op_accept().
+/// Kind of upcall_op_accept(). Since 0.1.
 pub const UPCALL_OP_ACCEPT: upcall_kind = 43;
-/// Kind of upcall_op_connect().
+/// Kind of upcall_op_connect(). Since 0.1.
 pub const UPCALL_OP_CONNECT: upcall_kind = 44;
-/// Kind of upcall_op_recv().
+/// Kind of upcall_op_recv(). Since 0.1.
 pub const UPCALL_OP_RECV: upcall_kind = 45;
-/// Kind of upcall_op_send().
+/// Kind of upcall_op_send(). Since 0.1.
 pub const UPCALL_OP_SEND: upcall_kind = 46;
-/// Kind of upcall_op_recvfrom().
+/// Kind of upcall_op_recvfrom(). Since 0.1.
 pub const UPCALL_OP_RECVFROM: upcall_kind = 47;
-/// Kind of upcall_op_sendto().
+/// Kind of upcall_op_sendto(). Since 0.1.
 pub const UPCALL_OP_SENDTO: upcall_kind = 48;
-/// Kind of upcall_op_recvmsg().
+/// Kind of upcall_op_recvmsg(). Since 0.1.
 pub const UPCALL_OP_RECVMSG: upcall_kind = 49;
-/// Kind of upcall_op_sendmsg().
+/// Kind of upcall_op_sendmsg(). Since 0.1.
 pub const UPCALL_OP_SENDMSG: upcall_kind = 50;
-/// Kind of upcall_op_shutdown().
+/// Kind of upcall_op_shutdown(). Since 0.1.
 pub const UPCALL_OP_SHUTDOWN: upcall_kind = 51;
-/// Kind of upcall_op_getsockopt().
+/// Kind of upcall_op_getsockopt(). Since 0.1.
 pub const UPCALL_OP_GETSOCKOPT: upcall_kind = 52;
-/// Kind of upcall_op_setsockopt().
+/// Kind of upcall_op_setsockopt(). Since 0.1.
 pub const UPCALL_OP_SETSOCKOPT: upcall_kind = 53;
-/// Kind of upcall_op_pipe().
+/// Kind of upcall_op_pipe(). Since 0.1.
 pub const UPCALL_OP_PIPE: upcall_kind = 54;
 
-/// @brief socket(2): result: a descriptor, close-on-exec. Since 0.1.
+/// @brief socket(2). Result: a descriptor, close-on-exec; SOCK_NONBLOCK in `type` makes it non-blocking. Since 0.1.
 #[unsafe(no_mangle)]
 pub extern "C" fn upcall_op_socket(domain: i32, r#type: i32, protocol: i32) -> upcall_op {
     upcall_op { len: u64::from(domain as u32), arg: r#type as u32, arg2: protocol as u32, ..blank(UPCALL_OP_SOCKET) }
 }
 
-/// @brief bind(2): result 0. `addr` is copied. Since 0.1.
+/// @brief bind(2). Result 0. `addr`, `len` bytes, is copied. Since 0.1.
 #[unsafe(no_mangle)]
 pub extern "C" fn upcall_op_bind(fd: i32, addr: *const sockaddr, len: socklen_t) -> upcall_op {
     upcall_op { fd, addr: addr as u64, len: u64::from(len), ..blank(UPCALL_OP_BIND) }
 }
 
-/// @brief listen(2): result 0. Since 0.1.
+/// @brief listen(2): at most `backlog` connections wait to be accepted. Result 0. Since 0.1.
 #[unsafe(no_mangle)]
 pub extern "C" fn upcall_op_listen(fd: i32, backlog: i32) -> upcall_op {
     upcall_op { fd, arg: backlog as u32, ..blank(UPCALL_OP_LISTEN) }
 }
 
-/// @brief accept4(2): result: a descriptor, close-on-exec; `flags`: SOCK_NONBLOCK or 0.
+/// @brief accept4(2). Result: a descriptor, close-on-exec; `flags`: SOCK_NONBLOCK or 0.
 ///
-/// `addr` and `addrlen` may be NULL; they are borrowed until the final event. With UPCALL_MULTISHOT each connection is an
-/// event, `addr` must be NULL, and a shortage (EMFILE, ENFILE, ENOBUFS, ENOMEM) is reported once with UPCALL_MORE, after
-/// which accepting goes on with back-off. On epoll a listener opened with SOCK_NONBLOCK is faster: a blocking one costs a
-/// thread switch per connection. Since 0.1.
+/// `addr` and `addrlen` may be NULL; they are borrowed until the final event: `*addrlen` is the room at `addr`, then
+/// the address's length. With UPCALL_MULTISHOT each connection is an event, `addr` and `addrlen` must be NULL, and a
+/// shortage (EMFILE, ENFILE, ENOBUFS, ENOMEM) is reported once with UPCALL_MORE, after which accepting goes on with
+/// back-off. On epoll a listener opened with SOCK_NONBLOCK is faster: a blocking one costs a thread switch per
+/// connection. Since 0.1.
 #[unsafe(no_mangle)]
 pub extern "C" fn upcall_op_accept(fd: i32, addr: *mut sockaddr, addrlen: *mut socklen_t, flags: i32) -> upcall_op {
     upcall_op { fd, addr: addr as u64, addr2: addrlen as u64, arg: flags as u32, ..blank(UPCALL_OP_ACCEPT) }
@@ -69,7 +70,8 @@ pub extern "C" fn upcall_op_accept(fd: i32, addr: *mut sockaddr, addrlen: *mut s
 
 /// @brief connect(2), as a careful program does it: start, wait for writability, read SO_ERROR. Result: 0 or that error.
 ///
-/// `addr` is copied. After a cancelled or timed-out connect the socket's state is undefined: close it. Since 0.1.
+/// `addr`, `len` bytes, is copied. After a cancelled or timed-out connect the socket's state is undefined: close it.
+/// Since 0.1.
 #[unsafe(no_mangle)]
 pub extern "C" fn upcall_op_connect(fd: i32, addr: *const sockaddr, len: socklen_t) -> upcall_op {
     upcall_op { fd, addr: addr as u64, len: u64::from(len), ..blank(UPCALL_OP_CONNECT) }
@@ -87,7 +89,8 @@ pub extern "C" fn upcall_op_recv(fd: i32, buf: *mut c_void, len: usize, flags: i
 
 /// @brief send(2): up to `len` bytes from `buf`. Never raises SIGPIPE.
 ///
-/// `buf` is borrowed until the final event. Result: bytes sent; UPCALL_FULL sends all of them. Since 0.1.
+/// `buf` is borrowed until the final event. `flags`: MSG_MORE, MSG_OOB …, not MSG_DONTWAIT. Result: bytes sent;
+/// UPCALL_FULL sends all of them. With UPCALL_ZEROCOPY they are not copied, and two events tell. Since 0.1.
 #[unsafe(no_mangle)]
 pub extern "C" fn upcall_op_send(fd: i32, buf: *const c_void, len: usize, flags: i32) -> upcall_op {
     upcall_op { fd, addr: buf as u64, len: len as u64, arg: flags as u32, ..blank(UPCALL_OP_SEND) }
@@ -147,7 +150,7 @@ pub extern "C" fn upcall_op_sendto(
 ///
 /// `msg` and all it names are borrowed until the final event, which sets msg_namelen, msg_controllen and msg_flags.
 /// Result: bytes received. With upcall_op.buffers only msg_namelen and msg_controllen are read, as the room to keep in each
-/// buffer, which then begins with a upcall_msg; the result is the payload's length. Descriptors received in control data
+/// buffer, which then begins with an upcall_msg; the result is the payload's length. Descriptors received in control data
 /// are close-on-exec. Since 0.1.
 #[unsafe(no_mangle)]
 pub extern "C" fn upcall_op_recvmsg(fd: i32, msg: *mut msghdr, flags: i32) -> upcall_op {
@@ -157,20 +160,20 @@ pub extern "C" fn upcall_op_recvmsg(fd: i32, msg: *mut msghdr, flags: i32) -> up
 /// @brief sendmsg(2): a message from parts, with an address and control data.
 ///
 /// `msg`, its address, vector and control data are copied; the data its vector names is borrowed until the final event.
-/// Result: bytes sent; UPCALL_FULL sends all of them. Since 0.1.
+/// `flags`, result, UPCALL_FULL and UPCALL_ZEROCOPY as for upcall_op_send(). Since 0.1.
 #[unsafe(no_mangle)]
 pub extern "C" fn upcall_op_sendmsg(fd: i32, msg: *const msghdr, flags: i32) -> upcall_op {
     upcall_op { fd, addr: msg as u64, arg: flags as u32, ..blank(UPCALL_OP_SENDMSG) }
 }
 
-/// @brief shutdown(2): result 0. `how`: SHUT_RD, SHUT_WR, SHUT_RDWR. Since 0.1.
+/// @brief shutdown(2). Result 0. `how`: SHUT_RD, SHUT_WR, SHUT_RDWR. Since 0.1.
 #[unsafe(no_mangle)]
 pub extern "C" fn upcall_op_shutdown(fd: i32, how: i32) -> upcall_op {
     upcall_op { fd, arg: how as u32, ..blank(UPCALL_OP_SHUTDOWN) }
 }
 
-/// @brief getsockopt(2): result 0. `val` and `len` are borrowed until the final event; `*len` is the room at `val`, then the
-/// value's length. Since 0.1.
+/// @brief getsockopt(2). Result 0. `val` and `len` are borrowed until the final event; `*len` is the room at `val`,
+/// then the value's length. Since 0.1.
 #[unsafe(no_mangle)]
 pub extern "C" fn upcall_op_getsockopt(
     fd: i32,
@@ -189,8 +192,8 @@ pub extern "C" fn upcall_op_getsockopt(
     }
 }
 
-/// @brief setsockopt(2): result 0. `val` is copied; more than 64 KiB are -EINVAL. What a value itself points to (a socket
-/// filter's instructions) is borrowed until the final event. Since 0.1.
+/// @brief setsockopt(2). Result 0. `val`, `len` bytes, is copied; more than 64 KiB are -EINVAL. What a value itself
+/// points to (a socket filter's instructions) is borrowed until the final event. Since 0.1.
 #[unsafe(no_mangle)]
 pub extern "C" fn upcall_op_setsockopt(
     fd: i32,
@@ -209,7 +212,7 @@ pub extern "C" fn upcall_op_setsockopt(
     }
 }
 
-/// @brief pipe2(2): result 0, and `fds[0]` is what `fds[1]` writes to, both close-on-exec.
+/// @brief pipe2(2). Result 0, and `fds[0]` is what `fds[1]` writes to, both close-on-exec.
 ///
 /// `fds` has room for two, is borrowed until the final event, and written on success only. `flags`: O_NONBLOCK, O_DIRECT,
 /// O_NOTIFICATION_PIPE or 0. Since 0.1.
@@ -218,14 +221,16 @@ pub extern "C" fn upcall_op_pipe(fds: *mut i32, flags: i32) -> upcall_op {
     upcall_op { addr: fds as u64, arg: flags as u32, ..blank(UPCALL_OP_PIPE) }
 }
 
-/// @brief The sender's address in a buffer lent by recvmsg; `room` is the header the operation was submitted with.
+/// @brief The sender's address in a buffer lent by recvmsg: `msg` is upcall_event.buffer, `room` the header the operation
+/// was submitted with. It is upcall_msg.namelen bytes, at most room->msg_namelen. Any thread. Since 0.1.
 #[unsafe(no_mangle)]
 pub extern "C" fn upcall_msg_name(msg: *const upcall_msg, room: *const msghdr) -> *const c_void {
     let _ = room;
     msg.wrapping_add(1).cast()
 }
 
-/// @brief The control data in a buffer lent by recvmsg, upcall_msg.controllen bytes.
+/// @brief The control data in a buffer lent by recvmsg, upcall_msg.controllen bytes; arguments as for upcall_msg_name().
+/// NULL for a NULL `room`. Any thread. Since 0.1.
 #[unsafe(no_mangle)]
 pub extern "C" fn upcall_msg_control(msg: *const upcall_msg, room: *const msghdr) -> *const c_void {
     if room.is_null() {
@@ -234,7 +239,8 @@ pub extern "C" fn upcall_msg_control(msg: *const upcall_msg, room: *const msghdr
     upcall_msg_name(msg, room).wrapping_byte_add(side::message(room as u64).msg_namelen as usize)
 }
 
-/// @brief The message in a buffer lent by recvmsg; the event's result is its length in the buffer.
+/// @brief The message in a buffer lent by recvmsg; the event's result is its length in the buffer. Arguments as for
+/// upcall_msg_name(). NULL for a NULL `room`. Any thread. Since 0.1.
 #[unsafe(no_mangle)]
 pub extern "C" fn upcall_msg_payload(msg: *const upcall_msg, room: *const msghdr) -> *const c_void {
     if room.is_null() {

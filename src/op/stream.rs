@@ -9,13 +9,13 @@ use crate::sys;
 use io_uring::{opcode, types};
 use std::ffi::c_void;
 
-/// Kind of upcall_op_read().
+/// Kind of upcall_op_read(). Since 0.1.
 pub const UPCALL_OP_READ: upcall_kind = 2;
-/// Kind of upcall_op_write().
+/// Kind of upcall_op_write(). Since 0.1.
 pub const UPCALL_OP_WRITE: upcall_kind = 3;
-/// Kind of upcall_op_readv().
+/// Kind of upcall_op_readv(). Since 0.1.
 pub const UPCALL_OP_READV: upcall_kind = 4;
-/// Kind of upcall_op_writev().
+/// Kind of upcall_op_writev(). Since 0.1.
 pub const UPCALL_OP_WRITEV: upcall_kind = 5;
 
 /// @brief read(2): up to `len` bytes from a stream into `buf`. On a regular file it uses and moves the file's own

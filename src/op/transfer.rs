@@ -7,13 +7,13 @@
 use super::*;
 use crate::sys;
 
-/// Kind of upcall_op_splice().
+/// Kind of upcall_op_splice(). Since 0.1.
 pub const UPCALL_OP_SPLICE: upcall_kind = 6;
-/// Kind of upcall_op_tee().
+/// Kind of upcall_op_tee(). Since 0.1.
 pub const UPCALL_OP_TEE: upcall_kind = 7;
-/// Kind of upcall_op_copy_range().
+/// Kind of upcall_op_copy_range(). Since 0.1.
 pub const UPCALL_OP_COPY_RANGE: upcall_kind = 19;
-/// Kind of upcall_op_sendfile().
+/// Kind of upcall_op_sendfile(). Since 0.1.
 pub const UPCALL_OP_SENDFILE: upcall_kind = 34;
 
 /// @brief splice(2): moves up to `len` bytes from `in` to `out`, one of which must be a pipe.

@@ -5,16 +5,16 @@ use crate::sys;
 use io_uring::{opcode, types};
 use std::ffi::{c_char, c_void};
 
-/// Kind of upcall_op_getxattr().
+/// Kind of upcall_op_getxattr(). Since 0.1.
 pub const UPCALL_OP_GETXATTR: upcall_kind = 29;
-/// Kind of upcall_op_setxattr().
+/// Kind of upcall_op_setxattr(). Since 0.1.
 pub const UPCALL_OP_SETXATTR: upcall_kind = 30;
-/// Kind of upcall_op_fgetxattr().
+/// Kind of upcall_op_fgetxattr(). Since 0.1.
 pub const UPCALL_OP_FGETXATTR: upcall_kind = 31;
-/// Kind of upcall_op_fsetxattr().
+/// Kind of upcall_op_fsetxattr(). Since 0.1.
 pub const UPCALL_OP_FSETXATTR: upcall_kind = 32;
 
-/// @brief getxattr(2): result: the length of the value of the extended attribute `name` of the file `path`, put into
+/// @brief getxattr(2). Result: the length of the value of the extended attribute `name` of the file `path`, put into
 /// `value`. With a `size` of 0 the length alone.
 ///
 /// `path` and `name` are copied; `value` is borrowed until the final event. No such attribute is -ENODATA; a value longer
@@ -35,7 +35,7 @@ pub extern "C" fn upcall_op_getxattr(
     }
 }
 
-/// @brief setxattr(2): result 0 when the extended attribute `name` of the file `path` has the `size` bytes of `value`.
+/// @brief setxattr(2). Result 0 when the extended attribute `name` of the file `path` has the `size` bytes of `value`.
 /// `flags`: 0, XATTR_CREATE (-EEXIST where it is there), XATTR_REPLACE (-ENODATA where it is not).
 ///
 /// `path`, `name` and `value` are copied. More than XATTR_SIZE_MAX (65536) bytes are -E2BIG, a name of more than
