@@ -295,7 +295,8 @@ static int64_t put_connection(run *r, thing *t, uint32_t amount, uint32_t varian
     (void)r;
     (void)amount;
     (void)variant;
-    if (t->connections == MAX_CONNECTIONS)
+    /* The port of a listener that was closed may be anyone's by now. */
+    if (t->connections == MAX_CONNECTIONS || (t->closed && t->row->traits & INET))
         return -ENOBUFS;
     int fd = must(socket(t->address.ss_family, SOCK_STREAM | SOCK_CLOEXEC, 0), "socket");
     if (connect(fd, (struct sockaddr *)&t->address, t->address_length) != 0) {

@@ -681,7 +681,7 @@ static void submit(run *r, const step *s) {
     for (size_t i = 0; i < count; i++) {
         batch[i]->accepted = rc == 0;
         batch[i]->id = ids[i];
-        batch[i]->unsure = r->thing[batch[i]->thing].reset && batch[i]->claims != NOTHING;
+        batch[i]->unsure = r->thing[batch[i]->thing].reset && batch[i]->row->claims & (IN | OUT);
         operations_run += rc == 0;
         /* The addresses and vectors were copied: what the program does with its own does not matter. */
         upcall_op *made = &ops[i];
@@ -729,7 +729,8 @@ static void cancel_many(run *r, const step *s) {
 /* Whether an operation in flight meets the error first, or the end that comes with it, is timing. */
 static void divide_errors(run *r, int object) {
     for (int i = 0; i < MAX_LIVE; i++)
-        r->live[i].unsure |= is_live(&r->live[i]) && r->live[i].thing == object && r->live[i].claims != NOTHING;
+        r->live[i].unsure |= is_live(&r->live[i]) && r->live[i].thing == object &&
+                             r->live[i].row->claims & (IN | OUT);
 }
 
 static bool sends_wait(const run *r, int object) {
