@@ -143,6 +143,8 @@ pub(crate) trait Driver {
     fn cancel(&mut self, core: &mut Core, index: u32) -> Cancel;
     /// A native refusal turned out to be a lack of support: this kind is done by attempts from now on.
     fn lower(&mut self, core: &Core, index: u32);
+    /// What an operation waits for may have come about without being told.
+    fn look_again(&mut self, core: &mut Core, index: u32);
     /// Whether anything can be done without waiting.
     fn has_work(&self) -> bool;
     /// Whether a turn that does not wait would find anything; what was started is handed over.

@@ -53,7 +53,7 @@ static BITS: [u16; op::KINDS] = {
         if def.is(op::MOVES) {
             table[kind] |= bits::MOVES;
         }
-        if def.is(op::TIMER | op::SIGNAL | op::CLOSES | op::CURSOR | op::AMENDS_ALL | op::TWO_FDS) {
+        if def.is(op::TIMER | op::SIGNAL | op::CLOSES | op::CURSOR | op::AMENDS_ALL | op::TWO_FDS | op::SHUTS) {
             table[kind] |= bits::SPECIAL;
         }
         kind += 1;

@@ -553,6 +553,12 @@ impl<D: Driver> Engine<D> {
                 self.claims.push_back((slot.id(), slot.kind, side.made));
             }
         }
+        if def.is(op::SHUTS) {
+            // A send that waits for room at a unix socket is not told of it (6.18).
+            for other in self.core.operations(self.core.slots[index].args.fd()) {
+                self.driver.look_again(&mut self.core, other);
+            }
+        }
         let steps = self.leave_group(index, def, result, part);
         self.leave(index);
         if let Some(steps) = steps {

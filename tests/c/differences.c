@@ -164,3 +164,148 @@ TEST(a_poll_of_a_listener_that_is_shut_down_tells_what_poll_tells) {
     close(fd);
     free_loop(loop);
 }
+
+/* ---- The end of what comes, and of what goes. ---- */
+
+TEST(a_receive_on_a_datagram_socket_that_is_shut_down_is_0) {
+    static const int types[] = {SOCK_DGRAM, SOCK_SEQPACKET};
+    for (size_t i = 0; i < COUNT_OF(types); i++) {
+        for (int when = 0; when < 2; when++) { /* before, and while it waits */
+            int fds[2];
+            char bytes[8];
+            struct iovec iov = {bytes, sizeof bytes};
+            struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1};
+            CHECK(socketpair(AF_UNIX, types[i] | SOCK_CLOEXEC, 0, fds) == 0);
+            upcall_loop *loop = new_loop();
+            upcall_buffers *pool;
+            struct recorder rec = {0};
+            CHECK_EQ(upcall_buffers_new(loop, 4, 64, &pool), 0);
+            if (when == 0)
+                CHECK(shutdown(fds[0], SHUT_RD) == 0);
+            upcall_op lent = upcall_op_recv(fds[0], NULL, 0, 0);
+            lent.buffers = pool;
+            submit_one(loop, upcall_op_recv(fds[0], bytes, sizeof bytes, 0), &rec);
+            submit_one(loop, upcall_op_recvmsg(fds[0], &msg, 0), &rec);
+            submit_one(loop, upcall_op_read(fds[0], bytes, sizeof bytes), &rec);
+            submit_one(loop, lent, &rec);
+            start_all(loop);
+            if (when == 1)
+                CHECK(shutdown(fds[0], SHUT_RD) == 0);
+            run_finals(loop, &rec, 4);
+            submit_one(loop, upcall_op_recv(fds[0], bytes, sizeof bytes, 0), &rec); /* and once more */
+            run_finals(loop, &rec, 5);
+            for (size_t k = 0; k < rec.count; k++) {
+                CHECK_EQ(rec.events[k].result, 0);
+                CHECK(rec.events[k].buffer == NULL);
+            }
+            free_loop(loop);
+            CHECK_EQ(upcall_buffers_free(pool), 0);
+            close_pair(fds);
+            forget(&rec);
+        }
+    }
+}
+
+TEST(a_send_that_waits_ends_when_its_socket_is_shut_down) {
+    static const int hows[] = {SHUT_WR, SHUT_RDWR};
+    for (size_t i = 0; i < COUNT_OF(hows); i++) {
+        int fds[2];
+        unix_pair(fds);
+        fill_up(fds[1]);
+        upcall_loop *loop = new_loop();
+        struct recorder rec = {0};
+        upcall_id sent = submit_one(loop, upcall_op_send(fds[1], "abc", 3, 0), &rec);
+        upcall_id written = submit_one(loop, upcall_op_write(fds[1], "abc", 3), &rec);
+        start_all(loop);
+        quiet(loop, &rec);
+        submit_one(loop, upcall_op_shutdown(fds[1], hows[i]), &rec);
+        run_finals(loop, &rec, 3);
+        CHECK_EQ(final_of(&rec, sent).result, -EPIPE);
+        CHECK_EQ(final_of(&rec, written).result, -EPIPE);
+        free_loop(loop);
+        close_pair(fds);
+        forget(&rec);
+    }
+}
+
+TEST(a_wrong_descriptor_does_not_wait_for_a_buffer) {
+    int fds[2], file = temp_file(10), gone = fcntl(file, F_DUPFD_CLOEXEC, 600);
+    unix_pair(fds);
+    close(gone);
+    upcall_loop *loop = new_loop();
+    upcall_buffers *pool;
+    CHECK_EQ(upcall_buffers_new(loop, 1, 64, &pool), 0);
+    upcall_op op = upcall_op_recv(fds[0], NULL, 0, 0);
+    op.buffers = pool;
+    write_all(fds[1], "x", 1);
+    void *buffer = complete(loop, op).buffer; /* the only one */
+    op.fd = gone;
+    CHECK_EQ(complete(loop, op).result, -EBADF);
+    op.fd = file;
+    CHECK_EQ(complete(loop, op).result, -ENOTSOCK);
+    op = upcall_op_read(gone, NULL, 0);
+    op.buffers = pool;
+    CHECK_EQ(complete(loop, op).result, -EBADF);
+    CHECK_EQ(upcall_buffers_return(pool, buffer), 0);
+    free_loop(loop);
+    CHECK_EQ(upcall_buffers_free(pool), 0);
+    close_pair(fds);
+    close(file);
+}
+
+TEST(msg_flags_has_nothing_that_the_program_did_not_ask_for) {
+    int fds[2];
+    char bytes[8];
+    struct iovec iov = {bytes, sizeof bytes};
+    struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1}, room = {0};
+    dgram_pair(fds);
+    upcall_loop *loop = new_loop();
+    upcall_buffers *pool;
+    struct recorder rec = {0};
+    CHECK_EQ(upcall_buffers_new(loop, 4, 64, &pool), 0);
+    write_all(fds[1], "abc", 3);
+    CHECK_EQ(complete(loop, upcall_op_recvmsg(fds[0], &msg, 0)).result, 3);
+    CHECK_EQ(msg.msg_flags, 0);
+    for (int multi = 0; multi < 2; multi++) {
+        upcall_op op = upcall_op_recvmsg(fds[0], &room, 0);
+        op.buffers = pool;
+        op.flags = multi ? UPCALL_MULTISHOT : 0;
+        size_t before = rec.count;
+        submit_one(loop, op, &rec);
+        write_all(fds[1], "abc", 3);
+        run_until(loop, &rec, before + 1);
+        const upcall_msg *header = rec.events[before].buffer;
+        CHECK_EQ(header->flags, 0);
+        CHECK_EQ(header->payloadlen, 3);
+        CHECK_EQ(upcall_buffers_return(pool, rec.events[before].buffer), 0);
+    }
+    free_loop(loop);
+    CHECK_EQ(upcall_buffers_free(pool), 0);
+    close_pair(fds);
+    forget(&rec);
+}
+
+TEST(a_pool_lends_no_more_than_it_has_to_operations_of_one_kind) {
+    int fds[2];
+    dgram_pair(fds);
+    upcall_loop *loop = new_loop();
+    upcall_buffers *pool;
+    struct recorder rec = {0};
+    CHECK_EQ(upcall_buffers_new(loop, 2, 64, &pool), 0);
+    for (int i = 0; i < 3; i++) {
+        upcall_op op = upcall_op_recv(fds[0], NULL, 0, 0);
+        op.buffers = pool;
+        submit_one(loop, op, &rec);
+        write_all(fds[1], "abc", 3);
+    }
+    run_finals(loop, &rec, 2);
+    quiet(loop, &rec);
+    CHECK_EQ(upcall_buffers_return(pool, rec.events[0].buffer), 0);
+    run_finals(loop, &rec, 3);
+    CHECK_EQ(upcall_buffers_return(pool, rec.events[1].buffer), 0);
+    CHECK_EQ(upcall_buffers_return(pool, rec.events[2].buffer), 0);
+    free_loop(loop);
+    CHECK_EQ(upcall_buffers_free(pool), 0);
+    close_pair(fds);
+    forget(&rec);
+}

@@ -444,6 +444,7 @@ impl Uring {
             // Or it cannot be watched. If the attempt would wait again, it is made again after a while.
             return match self.attempts.attempt(core, index) {
                 Step::Out(outcome) => outcome,
+                Step::Wait(events) if Attempts::ends_instead(core, index, events) => Outcome::done(index, 0),
                 Step::Wait(_) => Outcome::postponed(index),
                 Step::Handed | Step::Native => Outcome::NONE,
             };
@@ -517,7 +518,13 @@ impl Uring {
         }
         let header = pool.address(number).cast::<crate::abi::upcall_msg>();
         // SAFETY: a buffer of the pool, at least as long as the header the kernel has just written into it.
-        let header = unsafe { header.read_unaligned() };
+        let header = unsafe {
+            let mut told = header.read_unaligned();
+            // The library's, not the program's.
+            told.flags &= !(libc::MSG_CMSG_CLOEXEC as u32);
+            header.write_unaligned(told);
+            told
+        };
         let room = core.side_of(outcome.index).map_or(0, |side| {
             size_of::<crate::abi::upcall_msg>() + side.msg.msg_namelen as usize + side.msg.msg_controllen as usize
         });
@@ -642,6 +649,16 @@ impl Driver for Uring {
         } else {
             self.native[kind] = false;
             self.forms[kind] = None;
+        }
+    }
+
+    fn look_again(&mut self, core: &mut Core, index: u32) {
+        // The poll ends with an -ECANCELED that nobody asked for, and the operation is attempted.
+        if core.slots[index].rung == rung::WAITING {
+            let id = core.slots[index].id();
+            if !self.push_cancel(core, id) {
+                self.cancels.push_back(id);
+            }
         }
     }
 
