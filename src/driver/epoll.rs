@@ -320,7 +320,7 @@ impl Driver for Epoll {
         self.verify(core);
     }
 
-    fn embed(&mut self) -> Result<i32, i32> {
+    fn embed(&mut self, _: &mut Core) -> Result<i32, i32> {
         Ok(self.epoll)
     }
 

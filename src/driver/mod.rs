@@ -156,7 +156,7 @@ pub(crate) trait Driver {
     /// The loop will be waited for from outside: nothing may be left half-known.
     fn prepare_embedded_sleep(&mut self, core: &mut Core);
     /// A descriptor that becomes readable when outcomes may be had. Owner thread, or no owner yet.
-    fn embed(&mut self) -> Result<i32, i32>;
+    fn embed(&mut self, core: &mut Core) -> Result<i32, i32>;
     /// Lets the kernel pick from this pool, if it can.
     fn offer_pool(&mut self, core: &mut Core, pool: &Arc<Pool>);
     /// A buffer of the kernel's set came back.

@@ -60,7 +60,7 @@ impl Driver for Script {
         self.outcomes.pop_front().unwrap_or(Outcome::NONE)
     }
     fn prepare_embedded_sleep(&mut self, _: &mut Core) {}
-    fn embed(&mut self) -> Result<i32, i32> {
+    fn embed(&mut self, _: &mut Core) -> Result<i32, i32> {
         Err(libc::ENOSYS)
     }
     fn offer_pool(&mut self, _: &mut Core, _: &Arc<Pool>) {}

@@ -755,8 +755,14 @@ impl Driver for Uring {
         }
     }
 
-    fn embed(&mut self) -> Result<i32, i32> {
+    fn embed(&mut self, core: &mut Core) -> Result<i32, i32> {
         if self.event < 0 {
+            // From an eventfd's wake-up the kernel tells another eventfd milliseconds later (6.18): the poll on the loop's own
+            // would wake the host once more, for nothing. It ends here, before there is anything to tell.
+            if self.wake_armed {
+                sys::eventfd_write(self.shared.wake);
+                self.enter(core, 0, calls::ENTER_GETEVENTS, None);
+            }
             let event = sys::eventfd();
             if event < 0 {
                 return Err(-event as i32);
