@@ -267,6 +267,10 @@ impl Uring {
             if def.is(op::CAN_MULTI) && !def.is(op::MESSAGE) && sys::is_message_socket(fd) {
                 return false;
             }
+            // The kernel's multishot waits for ever where nothing more comes (6.18).
+            if multi && def.is(op::MESSAGE) && sys::is_shut_message_socket(fd) {
+                return false;
+            }
             let (Some(form), Some(group)) = (def.ring_lent, pool.inner().group) else { return false };
             if let Some(side) = side {
                 side.may_lose_end = multi && sys::is_unix_socket(fd);
@@ -653,8 +657,15 @@ impl Driver for Uring {
     }
 
     fn look_again(&mut self, core: &mut Core, index: u32) {
-        // The poll ends with an -ECANCELED that nobody asked for, and the operation is attempted.
-        if core.slots[index].rung == rung::WAITING {
+        // It ends with an -ECANCELED that nobody asked for, and the operation is attempted.
+        let slot = &core.slots[index];
+        let waits = match slot.rung {
+            rung::WAITING => true,
+            // The kernel's multishot of messages does not see the end (6.18).
+            rung::NATIVE => slot.has(bits::MULTI) && op::of(slot.kind).is(op::MESSAGE),
+            _ => false,
+        };
+        if waits {
             let id = core.slots[index].id();
             if !self.push_cancel(core, id) {
                 self.cancels.push_back(id);
