@@ -562,10 +562,16 @@ impl Driver for Uring {
     }
 
     fn release(&mut self, core: &mut Core) -> Result<(), i32> {
-        // A ring belongs to the thread that enabled it; the next owner gets a new one.
+        // A ring belongs to the thread that enabled it; the next owner gets a new one. All that may fail comes before the old
+        // one is given up.
         let made = setup::make(self.entries, self.rung, &self.mask).map_err(|denied| denied.error)?;
+        let queues = Queues::new(&made.ring)?;
+        if self.event >= 0 {
+            let registered = made.ring.submitter().register_eventfd(self.event);
+            registered.map_err(|error| error.raw_os_error().unwrap_or(libc::EIO))?;
+        }
         let pools = self.groups.take_pools();
-        self.queues = Queues::new(&made.ring)?;
+        self.queues = queues;
         self.ring = made.ring;
         self.rung = made.rung;
         self.adopted = false;
@@ -575,9 +581,6 @@ impl Driver for Uring {
             self.groups.offer_again(&self.ring, &pool);
         }
         self.registered.set_again(&self.ring);
-        if self.event >= 0 && self.ring.submitter().register_eventfd(self.event).is_err() {
-            return Err(libc::EIO);
-        }
         let _ = core;
         Ok(())
     }
