@@ -264,7 +264,9 @@ impl Uring {
             let lend_max = side.as_ref().map_or(0, |side| side.lend_max);
             let multi = wants_multi && lend_max == 0 && slot.callback.is_some();
             // An empty datagram gets no buffer from the kernel (6.18); for messages the attempt lends one.
-            if def.is(op::CAN_MULTI) && !def.is(op::MESSAGE) && sys::is_message_socket(fd) {
+            // And a multishot of messages does not see an end that has come.
+            let messages = def.is(op::CAN_MULTI) && sys::is_message_socket(fd);
+            if messages && (!def.is(op::MESSAGE) || sys::is_shut_message_socket(fd)) {
                 return false;
             }
             let (Some(form), Some(group)) = (def.ring_lent, pool.inner().group) else { return false };
@@ -629,7 +631,7 @@ impl Driver for Uring {
                     let entry = opcode::Nop::new().build().user_data(id);
                     self.queues.replace(position, entry);
                     core.slots[index].bits |= bits::WITHDRAWN;
-                    if core.slots[index].is_zerocopy() {
+                    if core.slots[index].is_zerocopy() && core.slots[index].rung == rung::NATIVE {
                         core.side(index).begun -= 1;
                     }
                 } else if core.def(index).is(op::CLOSES) {
@@ -656,8 +658,10 @@ impl Driver for Uring {
     }
 
     fn look_again(&mut self, core: &mut Core, index: u32) {
-        // The poll ends with an -ECANCELED that nobody asked for, and the operation is attempted.
-        if core.slots[index].rung == rung::WAITING {
+        // The request ends with an -ECANCELED that nobody asked for, and the operation is attempted. A multishot of messages
+        // would not see the end.
+        let multishot = core.slots[index].rung == rung::NATIVE && core.slots[index].has(bits::MULTI);
+        if core.slots[index].rung == rung::WAITING || multishot {
             let id = core.slots[index].id();
             if !self.push_cancel(core, id) {
                 self.cancels.push_back(id);
