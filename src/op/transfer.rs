@@ -165,9 +165,16 @@ fn block_splice(args: &Args) -> i64 {
     let mut moved = 0;
     while moved < i64::from(args.call_len()) {
         let left = args.call_len() - moved as u32;
-        let ready =
-            sys::poll_now(input, libc::POLLIN) & !libc::POLLERR != 0 && sys::poll_now(output, libc::POLLOUT) != 0;
-        if !ready {
+        let seen = sys::poll_now(input, libc::POLLIN);
+        if seen == libc::POLLERR {
+            // An error to tell, or an error queue that is not empty, which means nothing.
+            match sys::recv(input, std::ptr::null_mut(), 0, libc::MSG_PEEK | libc::MSG_DONTWAIT) {
+                again if again == -i64::from(libc::EAGAIN) => break,
+                error if error < 0 && error != -i64::from(libc::ENOTSOCK) && moved == 0 => return error,
+                _ => {}
+            }
+        }
+        if seen == 0 || sys::poll_now(output, libc::POLLOUT) == 0 {
             break;
         }
         let len = if whole { left } else { left.min(PAGE) };

@@ -264,11 +264,9 @@ impl Uring {
             let lend_max = side.as_ref().map_or(0, |side| side.lend_max);
             let multi = wants_multi && lend_max == 0 && slot.callback.is_some();
             // An empty datagram gets no buffer from the kernel (6.18); for messages the attempt lends one.
-            if def.is(op::CAN_MULTI) && !def.is(op::MESSAGE) && sys::is_message_socket(fd) {
-                return false;
-            }
-            // The kernel's multishot waits for ever where nothing more comes (6.18).
-            if multi && def.is(op::MESSAGE) && sys::is_shut_message_socket(fd) {
+            // And a multishot of messages does not see an end that has come.
+            let messages = def.is(op::CAN_MULTI) && sys::is_message_socket(fd);
+            if messages && (!def.is(op::MESSAGE) || sys::is_shut_message_socket(fd)) {
                 return false;
             }
             let (Some(form), Some(group)) = (def.ring_lent, pool.inner().group) else { return false };
@@ -566,10 +564,16 @@ impl Driver for Uring {
     }
 
     fn release(&mut self, core: &mut Core) -> Result<(), i32> {
-        // A ring belongs to the thread that enabled it; the next owner gets a new one.
+        // A ring belongs to the thread that enabled it; the next owner gets a new one. All that may fail comes before the old
+        // one is given up.
         let made = setup::make(self.entries, self.rung, &self.mask).map_err(|denied| denied.error)?;
+        let queues = Queues::new(&made.ring)?;
+        if self.event >= 0 {
+            let registered = made.ring.submitter().register_eventfd(self.event);
+            registered.map_err(|error| error.raw_os_error().unwrap_or(libc::EIO))?;
+        }
         let pools = self.groups.take_pools();
-        self.queues = Queues::new(&made.ring)?;
+        self.queues = queues;
         self.ring = made.ring;
         self.rung = made.rung;
         self.adopted = false;
@@ -579,9 +583,6 @@ impl Driver for Uring {
             self.groups.offer_again(&self.ring, &pool);
         }
         self.registered.set_again(&self.ring);
-        if self.event >= 0 && self.ring.submitter().register_eventfd(self.event).is_err() {
-            return Err(libc::EIO);
-        }
         let _ = core;
         Ok(())
     }
@@ -630,7 +631,7 @@ impl Driver for Uring {
                     let entry = opcode::Nop::new().build().user_data(id);
                     self.queues.replace(position, entry);
                     core.slots[index].bits |= bits::WITHDRAWN;
-                    if core.slots[index].is_zerocopy() {
+                    if core.slots[index].is_zerocopy() && core.slots[index].rung == rung::NATIVE {
                         core.side(index).begun -= 1;
                     }
                 } else if core.def(index).is(op::CLOSES) {
@@ -657,15 +658,10 @@ impl Driver for Uring {
     }
 
     fn look_again(&mut self, core: &mut Core, index: u32) {
-        // It ends with an -ECANCELED that nobody asked for, and the operation is attempted.
-        let slot = &core.slots[index];
-        let waits = match slot.rung {
-            rung::WAITING => true,
-            // The kernel's multishot of messages does not see the end (6.18).
-            rung::NATIVE => slot.has(bits::MULTI) && op::of(slot.kind).is(op::MESSAGE),
-            _ => false,
-        };
-        if waits {
+        // The request ends with an -ECANCELED that nobody asked for, and the operation is attempted. A multishot of messages
+        // would not see the end.
+        let multishot = core.slots[index].rung == rung::NATIVE && core.slots[index].has(bits::MULTI);
+        if core.slots[index].rung == rung::WAITING || multishot {
             let id = core.slots[index].id();
             if !self.push_cancel(core, id) {
                 self.cancels.push_back(id);
