@@ -705,6 +705,8 @@ static void set_options(run *r, live *l, const thing *t) {
     /* Whether a thread or the clock is faster is chance. */
     if (limit == SHORT && (l->row->waits == ENDS || (on_thread_or_pool(t) && l->row->waits != FOR_BOTH)))
         limit = FAR;
+    if (limit == SHORT && t->spliced)
+        limit = FAR; /* it is written to on a thread */
     /* A receive at a socket of messages that is shut down ends on a thread of the kernel's. */
     if (limit == SHORT && t->row->traits & MESSAGES && t->inexact)
         limit = FAR;
