@@ -3,7 +3,7 @@
 BUILD ?= build/release
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
-.PHONY: demo test bench clean
+.PHONY: demo test test-kernels bench clean
 
 demo:
 	tools/setup.sh build
@@ -16,6 +16,13 @@ test:
 	cmake -S . -B $(BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release
 	cmake --build $(BUILD)
 	ctest --test-dir $(BUILD) --output-on-failure --parallel 2
+
+# On other kernels, in virtual machines: an hour and more. KERNELS="6.1 newest" to choose.
+test-kernels:
+	tools/setup.sh build
+	cmake -S . -B $(BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release
+	cmake --build $(BUILD) --target upcall_cargo
+	tests/kernels/run.sh $(BUILD) $(KERNELS)
 
 bench:
 	tools/setup.sh bench

@@ -9,7 +9,8 @@
  *
  * Each test runs in a forked child with a time limit, so that a crash or a hang is one failed test. Arguments: parts of
  * the names of the tests to run. Exit status: 0, 1 (a test failed), 77 (nothing was run). The backend comes from the
- * environment variable UPCALL_BACKEND; UPCALL_TEST_SECONDS changes the time limit of 20 seconds.
+ * environment variable UPCALL_BACKEND; UPCALL_TEST_SECONDS changes the time limit of 20 seconds; UPCALL_TEST_SLOWNESS says
+ * how many times slower than an ordinary processor this one is, where it is emulated.
  */
 #ifndef CHECK_H
 #define CHECK_H
@@ -49,8 +50,14 @@
 #define COUNT_OF(array) (sizeof(array) / sizeof *(array))
 
 /* A helper that waits gives up after this: far more than a loaded machine needs. */
-#define PATIENCE_NS ((int64_t)(15 * UPCALL_SECOND))
+#define PATIENCE_NS ((int64_t)(15 * UPCALL_SECOND * slowness()))
 #define MS(n) ((int64_t)(n) * 1000000)
+
+HELPER uint64_t slowness(void) {
+    const char *text = getenv("UPCALL_TEST_SLOWNESS");
+    uint64_t times = text ? strtoull(text, NULL, 10) : 1;
+    return times ? times : 1;
+}
 
 /* ---- Checks. They may be used on any thread, and end the test's process when they fail. ---- */
 
@@ -116,11 +123,12 @@ HELPER uint64_t now_ns(void) {
     return (uint64_t)t.tv_sec * UPCALL_SECOND + (uint64_t)t.tv_nsec;
 }
 
-/* What this process has used: unlike the clock, it does not grow while other programs are busy. */
+/* What this process has used: unlike the clock, it does not grow while other programs are busy, nor, in effect, on an
+ * emulated processor. */
 HELPER uint64_t processor_ns(void) {
     struct timespec t;
     clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
-    return (uint64_t)t.tv_sec * UPCALL_SECOND + (uint64_t)t.tv_nsec;
+    return ((uint64_t)t.tv_sec * UPCALL_SECOND + (uint64_t)t.tv_nsec) / slowness();
 }
 
 /* Never an assertion's means: only to let something else go first. */
