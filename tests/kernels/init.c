@@ -3,7 +3,7 @@
  * the loopback interface), runs every program of /tests on every backend, and powers off. What it prints on the console is
  * read by run.sh: lines that begin with "@@". The kernel passes what it does not know of its command line, NAME=VALUE, as
  * the environment: BACKENDS, PROGRAMS and AUTO_PROGRAMS (comma-separated; without a list of programs: all; the latter for the
- * backend "auto"), and what the tests themselves look at.
+ * backend "auto"), TESTS (the programs' arguments), and what the tests themselves look at.
  */
 #include <dirent.h>
 #include <errno.h>
@@ -35,7 +35,7 @@ static void mount_at(const char *source, const char *type, const char *at) {
         complain("mount", at);
 }
 
-/* Loads /modules/*, which are numbered so that each comes after what it needs. */
+/* Loads what is in /modules, files that are numbered so that each comes after what it needs. */
 static void load_modules(void) {
     struct dirent **names;
     int count = scandir("/modules", &names, NULL, alphasort);
@@ -104,8 +104,10 @@ static void run(const char *program, const char *backend) {
     if (child == 0) {
         setsid();
         setenv("UPCALL_BACKEND", backend, 1);
+        char *arguments[20] = {path}, *names = getenv("TESTS");
+        for (int i = 1; names != NULL && i < 19 && (arguments[i] = strtok(i == 1 ? names : NULL, ",")) != NULL; i++) {}
         if (chdir("/tmp") == 0)
-            execl(path, path, (char *)NULL);
+            execv(path, arguments);
         complain("run", path);
         _exit(1);
     }

@@ -9,6 +9,7 @@
 #   BACKENDS   comma-separated, "io_uring,epoll,auto" when not set. On `auto` only the programs AUTO_PROGRAMS are run:
 #              all the others would only do again what they did on the backend that auto chose.
 #   PROGRAMS   comma-separated names of test programs, all when not set
+#   TESTS      comma-separated parts of names of tests, all when not set
 #   SECONDS_PER_TEST, SLOWNESS   the limits of the tests: the machine is emulated, about ten times slower
 #
 # Exit status: 0, or 1 when a test failed or a kernel is missing.
@@ -169,7 +170,7 @@ boot() {
     mkfs.ext4 -q -F "$directory/disk"
     local append="console=ttyS0 quiet loglevel=2 panic=-1 mitigations=off BACKENDS=$backends"
     append+=" UPCALL_TEST_SECONDS=${SECONDS_PER_TEST:-180} UPCALL_TEST_SLOWNESS=${SLOWNESS:-10}"
-    append+=" ${PROGRAMS:+PROGRAMS=$PROGRAMS} AUTO_PROGRAMS=backend,loop,submit"
+    append+=" ${PROGRAMS:+PROGRAMS=$PROGRAMS} ${TESTS:+TESTS=$TESTS} AUTO_PROGRAMS=backend,loop,submit"
     timeout "${MACHINE_SECONDS:-7200}" "${qemu[@]}" -machine q35 -accel tcg,thread=multi -cpu max -smp 2 -m 1024 -nodefaults \
         -no-reboot -display none -serial stdio -drive "file=$directory/disk,if=virtio,format=raw,cache=unsafe" \
         -kernel "$directory/vmlinuz" -initrd "$directory/initramfs" -append "$append" </dev/null >"$log" 2>&1 ||
