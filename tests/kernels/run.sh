@@ -10,7 +10,7 @@
 #              all the others would only do again what they did on the backend that auto chose.
 #   PROGRAMS   comma-separated names of test programs, all when not set
 #   TESTS      comma-separated parts of names of tests, all when not set
-#   SECONDS_PER_TEST, SLOWNESS   the limits of the tests: the machine is emulated, about ten times slower
+#   SECONDS_PER_TEST, SLOWNESS   the limits of the tests: the machine is emulated, up to ten times slower
 #
 # Exit status: 0, or 1 when a test failed or a kernel is missing.
 set -euo pipefail
@@ -169,7 +169,7 @@ boot() {
     truncate -s 1G "$directory/disk"
     mkfs.ext4 -q -F "$directory/disk"
     local append="console=ttyS0 quiet loglevel=2 panic=-1 mitigations=off BACKENDS=$backends"
-    append+=" UPCALL_TEST_SECONDS=${SECONDS_PER_TEST:-180} UPCALL_TEST_SLOWNESS=${SLOWNESS:-10}"
+    append+=" UPCALL_TEST_SECONDS=${SECONDS_PER_TEST:-120} UPCALL_TEST_SLOWNESS=${SLOWNESS:-4}"
     append+=" ${PROGRAMS:+PROGRAMS=$PROGRAMS} ${TESTS:+TESTS=$TESTS} AUTO_PROGRAMS=backend,loop,submit"
     timeout "${MACHINE_SECONDS:-7200}" "${qemu[@]}" -machine q35 -accel tcg,thread=multi -cpu max -smp 2 -m 1024 -nodefaults \
         -no-reboot -display none -serial stdio -drive "file=$directory/disk,if=virtio,format=raw,cache=unsafe" \
