@@ -134,8 +134,9 @@ compile() { # compile PROGRAM SOURCE...
     [ -n "$(find "$1" -newer "$2" -newer "$library" -newer "$source/tests/c/check.h" -newer "$source/tests/c/op_support.h" \
         2>/dev/null)" ] && return 0
     local log
-    log=$(gcc -std=c11 -D_GNU_SOURCE -O1 -static -s -I"$source/include" -o "$1" "$2" "$library" -lpthread -ldl -lm 2>&1) ||
+    log=$(gcc -std=c11 -D_GNU_SOURCE -O1 -static -s -I"$source/include" -o "$1.new$$" "$2" "$library" -lpthread -ldl -lm 2>&1) ||
         { echo "$log" >&2; return 1; }
+    mv "$1.new$$" "$1"
 }
 export -f compile
 export source library
@@ -216,24 +217,53 @@ summary() {
         }'
 }
 
+# operations LOG...: how each kernel does each operation on the backend that auto chooses.
+operations() {
+    [ $# -gt 0 ] || return 0
+    tr -d '\r' < <(cat "$@") | awk '
+        $1 == "@@" && $2 == "kernel" { heads = heads " " $3 " |"; lines = lines " --- |"; kernel++ }
+        $1 == "@@" && $2 == "begin" { auto = $4 == "auto" }
+        $1 == "@@" && $2 == "op" && auto { if (!($3 in known)) { known[$3]; name[++n] = $3 } how[$3, kernel] = $4 }
+        END {
+            print "| operation |" heads "\n| --- |" lines
+            for (i = 1; i <= n; i++) {
+                row = "| " name[i] " |"
+                for (k = 1; k <= kernel; k++) row = row " " how[name[i], k] " |"
+                print row
+            }
+        }'
+}
+
+{ # read as a whole, so that the file may be edited while it runs
+# Two of these may run side by side, but not fetch and compile.
+exec 9>"$cache/lock"
+flock 9
 apt_root "$cache/apt" bullseye bullseye-security bookworm bookworm-security bookworm-backports trixie trixie-backports sid
 prepare_qemu
 prepare_programs
+flock -u 9
 status=0
+logs=()
 rows='| kernel | asked for | programs | passed | failed | skipped | in use, and why |
 | --- | --- | --- | --- | --- | --- | --- |
 '
 for wanted; do
+    flock 9
     version=$(version_of "$wanted")
     if [ -z "$version" ] || ! fetch_kernel "$version"; then
         rows+="| $wanted | missing: Debian's archive did not give it | | | | | |"$'\n'
         status=1
+        flock -u 9
         continue
     fi
+    flock -u 9
     say "booting $version, see $cache/$version.log"
     boot "$version"
+    logs+=("$cache/$version.log")
     row=$(summary "$cache/$version.log") || status=1
     rows+=$row$'\n'
 done
-printf '%s' "$rows"
+printf '%s\n' "$rows"
+operations "${logs[@]}"
 exit $status
+}
