@@ -77,6 +77,10 @@ pub(crate) struct Uring {
     adopted: bool,
     /// Readable when completions were posted; made for embedding.
     event: i32,
+    /// It is waited for.
+    embedded: bool,
+    /// The kernel may write it only once (see `setup::tells_every_time`).
+    tells_once: bool,
     /// Native writes in flight that may raise SIGPIPE, on kernels without RWF_NOSIGNAL.
     may_raise: usize,
     /// Writes that may be issued by the next io_uring_enter and raise SIGXFSZ there.
@@ -118,6 +122,8 @@ impl Uring {
             wake_armed: false,
             adopted: false,
             event: -1,
+            embedded: false,
+            tells_once: false,
             may_raise: 0,
             may_exceed: false,
             ring: made.ring,
@@ -130,6 +136,12 @@ impl Uring {
             }
         }
         driver.settle_in();
+        if driver.rung == Rung::Plain {
+            // Old kernels hang here while an operation is in flight (5.10.262), so it cannot wait until it is needed.
+            driver
+                .make_event()
+                .map_err(|error| Denied { error, reason: format!("io_uring: eventfd: errno {error}") })?;
+        }
         Ok(driver)
     }
 
@@ -152,6 +164,22 @@ impl Uring {
             if params.is_feature_no_iowait() && !self.mask.has(Feature::NoIowait) { calls::ENTER_NO_IOWAIT } else { 0 };
         self.enter_fd = self.ring.as_raw_fd();
         self.wake_armed = false;
+    }
+
+    /// Makes and registers what is readable when completions were posted.
+    fn make_event(&mut self) -> Result<(), i32> {
+        let event = sys::eventfd();
+        if event < 0 {
+            return Err(-event as i32);
+        }
+        self.event = event as i32;
+        self.register_event()
+    }
+
+    fn register_event(&mut self) -> Result<(), i32> {
+        self.queues.use_event(self.embedded);
+        let registered = self.ring.submitter().register_eventfd(self.event);
+        registered.map_err(|error| error.raw_os_error().unwrap_or(libc::EIO))
     }
 
     /// Makes room for an entry; false when the queue stays full.
@@ -568,8 +596,8 @@ impl Driver for Uring {
             self.groups.offer_again(&self.ring, &pool);
         }
         self.registered.set_again(&self.ring);
-        if self.event >= 0 && self.ring.submitter().register_eventfd(self.event).is_err() {
-            return Err(libc::EIO);
+        if self.event >= 0 {
+            self.register_event()?;
         }
         let _ = core;
         Ok(())
@@ -733,23 +761,24 @@ impl Driver for Uring {
         }
         // Each completion taken in this turn has written it. What comes after this is seen by `has_leftovers`, or writes it
         // again.
-        if self.event >= 0 {
-            sys::eventfd_drain(self.event);
+        sys::eventfd_drain(self.event);
+        if self.tells_once {
+            let _ = self.ring.submitter().unregister_eventfd();
+            let _ = self.register_event();
         }
     }
 
     fn embed(&mut self) -> Result<i32, i32> {
-        if self.event < 0 {
-            let event = sys::eventfd();
-            if event < 0 {
-                return Err(-event as i32);
-            }
-            if let Err(error) = self.ring.submitter().register_eventfd(event as i32) {
-                sys::close(event as i32);
-                return Err(error.raw_os_error().unwrap_or(libc::EIO));
-            }
-            self.event = event as i32;
+        if self.event < 0
+            && let Err(error) = self.make_event()
+        {
+            sys::close(self.event);
+            self.event = -1;
+            return Err(error);
         }
+        self.tells_once = !setup::tells_every_time(self.rung);
+        self.embedded = true;
+        self.queues.use_event(true);
         Ok(self.event)
     }
 

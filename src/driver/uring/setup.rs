@@ -135,6 +135,35 @@ fn denied(call: &str, error: &std::io::Error) -> Denied {
     Denied { error, reason }
 }
 
+/// Whether the kernel writes a registered eventfd at each completion, and at once. 6.12.117 does it once per registration,
+/// milliseconds later (a mark "will be written" that is never taken back): then it has to be registered anew each time.
+pub(crate) fn tells_every_time(rung: Rung) -> bool {
+    let Ok(mut ring) = rung.build(4, false) else { return false };
+    let event = sys::eventfd() as i32;
+    let mut fds = [-1; 2];
+    // SAFETY: room for two descriptors.
+    let made = event >= 0 && unsafe { libc::pipe2(fds.as_mut_ptr(), libc::O_CLOEXEC) } == 0;
+    // Not an eventfd's readiness, of which every kernel tells later.
+    let mut tells = made && ring.submitter().register_eventfd(event).is_ok();
+    for _ in 0..2 {
+        let poll = opcode::PollAdd::new(types::Fd(fds[0]), libc::POLLIN as u32).build();
+        // SAFETY: the entry names no memory.
+        tells = tells && unsafe { ring.submission().push(&poll) }.is_ok() && ring.submit().is_ok();
+        // SAFETY: one readable byte, then room for it.
+        tells = tells && unsafe { libc::write(fds[1], (&raw const event).cast(), 1) } == 1;
+        tells = tells && sys::poll_now(event, libc::POLLIN) != 0 && ring.submit_and_wait(1).is_ok();
+        sys::eventfd_drain(event);
+        let mut byte = 0u8;
+        // SAFETY: as above.
+        tells = tells && unsafe { libc::read(fds[0], (&raw mut byte).cast(), 1) } == 1;
+        tells = tells && ring.completion().count() == 1;
+    }
+    for fd in [event, fds[0], fds[1]].into_iter().filter(|&fd| fd >= 0) {
+        sys::close(fd);
+    }
+    tells
+}
+
 /// A NOP, two reads and a cancel of the second, on a ring of their own: entering may be denied where setting up is not.
 ///
 /// The reads are from an eventfd, which every kernel polls. A pipe's would be given to a worker thread (6.1.192), and end in
