@@ -331,6 +331,13 @@ pub(crate) fn is_nonblocking(fd: i32) -> bool {
     has_status(fd, libc::O_NONBLOCK)
 }
 
+/// The descriptor is open, for reading only or for writing only.
+pub(crate) fn is_only_for(fd: i32, mode: i32) -> bool {
+    // SAFETY: no pointers.
+    let flags = unsafe { libc::fcntl(fd, libc::F_GETFL) };
+    flags >= 0 && flags & (libc::O_ACCMODE | libc::O_PATH) == mode
+}
+
 /// The descriptor is open.
 pub(crate) fn is_open(fd: i32) -> bool {
     // SAFETY: no pointers.

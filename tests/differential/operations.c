@@ -341,6 +341,8 @@ static uint64_t leaves_message(run *r, live *l) {
     uint64_t hash = hash_bytes(HASH_START, &l->message.msg_namelen, sizeof l->message.msg_namelen);
     hash = hash_bytes(hash, &l->message.msg_controllen, sizeof l->message.msg_controllen);
     hash = hash_bytes(hash, &l->message.msg_flags, sizeof l->message.msg_flags);
+    if (l->final.result >= 0 && l->message.msg_flags & MSG_CMSG_CLOEXEC)
+        broken(r, "operation %d: msg_flags has MSG_CMSG_CLOEXEC", l->number);
     /* Ports and chosen names are chance. */
     return t->row->traits & INET ? hash : hash_bytes(hash, &l->name, sizeof l->name.ss_family);
 }
@@ -366,8 +368,6 @@ static upcall_op make_shutdown(run *r, live *l, thing *t) {
     t->inexact = true;
     int how = hows[l->op->variant % COUNT_OF(hows)];
     /* accept(2) on it differs with O_NONBLOCK; a connect after it, whether it waits. */
-    if (t->row->traits & MESSAGES && (how == SHUT_RD || how == SHUT_RDWR))
-        how = SHUT_WR; /* finding 3: whether a receive ends by it differs */
     if (t->plan.kind == UNIX_LISTENER || t->row->traits & UNCONNECTED)
         how = -1;
     t->reset = t->reset || (t->row->traits & INET && how != SHUT_WR); /* what comes now is answered by a reset */

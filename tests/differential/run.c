@@ -561,9 +561,6 @@ static bool gets_along(const run *r, const operation *op, const operation_row *r
             return false;
         if (l->row->claims & STATE && r->unsettled)
             return false;
-        /* Finding 4: whether a unix socket's own shutdown ends a send that waits differs. */
-        if (strcmp(row->name, "shutdown") == 0 && l->claims & OUT)
-            return false;
         if (!(wanted & l->claims))
             continue;
         const bool take_turns = row->traits & CURSOR && l->row->traits & CURSOR && row->claims == l->row->claims;
@@ -638,9 +635,7 @@ static void submit(run *r, const step *s) {
         if (count == 0 || !(ops[count - 1].flags & LINKS))
             strand++;
         const bool takes_buffers = row->traits & LENDS && op->lends;
-        /* Finding 6: with no buffer left, an error that needs none comes at once or later. */
-        const bool cannot_read = takes_buffers && r->program->holds && (t->closed || !(t->row->traits & STREAM));
-        if (cannot_read || c.closing[op->object] || (takes_buffers && r->program->holds && c.lends) || !room_left(op->length) ||
+        if (c.closing[op->object] || (takes_buffers && r->program->holds && c.lends) || !room_left(op->length) ||
             !gets_along(r, op, row, wanted, ordered || s->count > 1) ||
             (row->traits & CLOSES && c.touched[op->object] && is_used(r, op->object)) ||
             (row->traits & PATHS && !take_claim(&c, MAX_OBJECTS, STATE, strand)) ||
