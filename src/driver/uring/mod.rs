@@ -269,7 +269,7 @@ impl Uring {
             if messages && (!def.is(op::MESSAGE) || sys::is_shut_message_socket(fd)) {
                 return false;
             }
-            let (Some(form), Some(group)) = (def.ring_lent, pool.inner().group) else { return false };
+            let (Some(form), Some(group)) = (def.ring_lent, Groups::name_of(pool)) else { return false };
             if let Some(side) = side {
                 side.may_lose_end = multi && sys::is_unix_socket(fd);
             }
