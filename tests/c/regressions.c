@@ -1162,6 +1162,33 @@ TEST(a_zero_copy_send_whose_owner_exits_between_two_parts_is_released) {
     close_pair(orphan.fds);
 }
 
+TEST(a_zero_copy_send_that_found_no_room_is_released_however_soon_it_is_cancelled) {
+    for (int which = UNIX; which <= TCP; which++) {
+        upcall_loop *loop = new_loop();
+        struct recorder rec = {0};
+        int fds[2];
+        make_pair(which, fds);
+        while (fill_up(fds[0]) > 0)
+            pause_ms(20); /* the kernel moves what is on its way */
+        CHECK(upcall_poll(loop, 0) >= 0);
+        upcall_op op = upcall_op_send(fds[0], in_parts, 1000, 0);
+        op.flags = UPCALL_ZEROCOPY;
+        upcall_id id = submit_one(loop, op, &rec);
+        CHECK(upcall_poll(loop, 0) >= 0);
+        CHECK_EQ(upcall_cancel(loop, id), 0);
+        run_finals(loop, &rec, 1);
+        CHECK_EQ(rec.count, 2);
+        for (size_t i = 0; i < 2; i++) {
+            CHECK_EQ(rec.events[i].result, -ECANCELED);
+            CHECK_EQ(rec.events[i].transferred, 0);
+            CHECK_EQ(rec.events[i].flags, i == 0 ? UPCALL_MORE : UPCALL_RELEASED);
+        }
+        free_loop(loop);
+        close_pair(fds);
+        forget(&rec);
+    }
+}
+
 /* ---- Closes beside operations that wait behind others. ---- */
 
 TEST(a_close_does_not_wait_for_what_was_submitted_after_it) {
@@ -1213,22 +1240,78 @@ TEST(two_closes_beside_a_splice_that_waits_behind_one_of_them_both_end) {
     close(out[0]);
 }
 
+static struct {
+    struct recorder rec;
+    upcall_loop *loop;
+    upcall_id id;
+    int in[2], out[2];
+    atomic_bool wanted, there;
+} intruder;
+
+static void *splice_when_wanted(void *arg) {
+    while (!atomic_load(&intruder.wanted))
+        pause_ms(1);
+    upcall_op op = upcall_op_splice(intruder.in[0], -1, intruder.out[0], -1, 10, 0);
+    intruder.id = submit_one(intruder.loop, op, &intruder.rec);
+    atomic_store(&intruder.there, true);
+    return arg;
+}
+
+static void let_in(upcall_loop *loop, void *arg) {
+    (void)loop;
+    (void)arg;
+    atomic_store(&intruder.wanted, true);
+    while (!atomic_load(&intruder.there))
+        pause_ms(1);
+}
+
+/* It is noted when the thread submits it, and refused when the loop looks at it: between the two the recv ends. */
+TEST(a_close_ends_although_another_thread_submits_a_splice_to_its_descriptor) {
+    upcall_loop *loop = intruder.loop = new_loop();
+    struct recorder rec = {0};
+    char in[4];
+    unix_pair(intruder.out);
+    pipe_pair(intruder.in);
+    pthread_t thread = start(splice_when_wanted, NULL);
+    upcall_id received = submit_one(loop, upcall_op_recv(intruder.out[0], in, sizeof in, 0), &rec);
+    CHECK(upcall_poll(loop, MS(10)) >= 0);
+    upcall_id closed = submit_one(loop, upcall_op_close(intruder.out[0]), &rec);
+    CHECK_EQ(upcall_post(loop, let_in, NULL), 0);
+    CHECK(finals_within(loop, &rec, 2, 5000));
+    run_finals(loop, &intruder.rec, 1);
+    join(thread);
+    CHECK_EQ(final_of(&rec, received).result, -ECANCELED);
+    CHECK_EQ(final_of(&rec, closed).result, 0);
+    CHECK_EQ(final_of(&intruder.rec, intruder.id).result, -EBADF);
+    free_loop(loop);
+    close(intruder.out[1]);
+    close_pair(intruder.in);
+}
+
 /* ---- Waits on a condition that lasts. ---- */
+
+/* A datagram socket that nothing comes to, and whose last message was refused. `queued`: the details are kept, too. */
+static int socket_with_an_error(bool queued) {
+    int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0), nobody = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr = {htonl(INADDR_LOOPBACK)}};
+    socklen_t length = sizeof address;
+    CHECK(fd >= 0 && nobody >= 0);
+    CHECK(bind(nobody, (struct sockaddr *)&address, length) == 0);
+    CHECK(getsockname(nobody, (struct sockaddr *)&address, &length) == 0);
+    CHECK(connect(fd, (struct sockaddr *)&address, length) == 0);
+    CHECK(setsockopt(fd, IPPROTO_IP, IP_RECVERR, &(int){queued}, sizeof(int)) == 0);
+    close(nobody); /* a port that nothing else has had */
+    CHECK_EQ(send(fd, "x", 1, 0), 1);
+    struct pollfd refused = {fd, 0, 0};
+    CHECK_EQ(poll(&refused, 1, 5000), 1);
+    return fd;
+}
 
 /* A datagram socket that nothing comes to, and whose error queue is not empty: POLLERR as long as nobody reads that. */
 static int socket_with_an_error_queue(void) {
-    int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0), nobody = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0), one = 1;
-    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr = {htonl(INADDR_LOOPBACK)}};
-    socklen_t length = sizeof address;
+    int fd = socket_with_an_error(true);
     char byte;
-    CHECK(bind(fd, (struct sockaddr *)&address, length) == 0);
-    CHECK(setsockopt(fd, IPPROTO_IP, IP_RECVERR, &one, sizeof one) == 0);
-    CHECK(bind(nobody, (struct sockaddr *)&address, length) == 0); /* a port that nothing else has */
-    CHECK(getsockname(nobody, (struct sockaddr *)&address, &length) == 0);
-    close(nobody);
-    CHECK_EQ(sendto(fd, "x", 1, 0, (struct sockaddr *)&address, length), 1);
     struct pollfd refused = {fd, 0, 0};
-    CHECK_EQ(poll(&refused, 1, 5000), 1);
     CHECK(recv(fd, &byte, 1, MSG_DONTWAIT) < 0 && errno == ECONNREFUSED); /* told once; the queue keeps its details */
     CHECK(recv(fd, &byte, 1, MSG_DONTWAIT) < 0 && errno == EAGAIN);
     CHECK_EQ(poll(&refused, 1, 0), 1);
@@ -1259,7 +1342,57 @@ TEST(a_recv_beside_a_full_error_queue_waits_without_system_calls) {
     close(fd);
 }
 
-/* ---- Pipes whose splice waits for a socket: the kernel locks them meanwhile, and whoever touches one stands still. ---- */
+TEST(a_splice_from_a_socket_tells_its_error) {
+    upcall_loop *loop = new_loop();
+    int ends[2], fd = socket_with_an_error(false);
+    pipe_pair(ends);
+    CHECK_EQ(complete(loop, upcall_op_splice(fd, -1, ends[1], -1, 100, 0)).result, -ECONNREFUSED);
+    free_loop(loop);
+    close_pair(ends);
+    close(fd);
+}
+
+TEST(a_multishot_of_messages_ends_with_its_socket) {
+    for (int unix_domain = 0; unix_domain < 2; unix_domain++)
+        for (int late = 0; late < 2; late++) {
+            upcall_loop *loop = new_loop();
+            struct recorder rec = {0};
+            upcall_buffers *pool;
+            struct msghdr room = {0};
+            struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr = {htonl(INADDR_LOOPBACK)}};
+            socklen_t length = sizeof address;
+            int fds[2] = {-1, -1};
+            if (unix_domain) {
+                dgram_pair(fds);
+            } else {
+                fds[0] = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+                CHECK(bind(fds[0], (struct sockaddr *)&address, length) == 0);
+                CHECK(getsockname(fds[0], (struct sockaddr *)&address, &length) == 0);
+                CHECK(connect(fds[0], (struct sockaddr *)&address, length) == 0);
+            }
+            CHECK_EQ(upcall_buffers_new(loop, 4, 256, &pool), 0);
+            upcall_op op = upcall_op_recvmsg(fds[0], &room, 0);
+            op.flags = UPCALL_MULTISHOT;
+            op.buffers = pool;
+            if (!late)
+                CHECK(shutdown(fds[0], SHUT_RD) == 0);
+            upcall_id id = submit_one(loop, op, &rec);
+            start_all(loop);
+            if (late)
+                CHECK_EQ(complete(loop, upcall_op_shutdown(fds[0], SHUT_RD)).result, 0);
+            CHECK(finals_within(loop, &rec, 1, 5000));
+            CHECK_EQ(final_of(&rec, id).result, 0);
+            CHECK_EQ(rec.count, 1);
+            free_loop(loop);
+            CHECK_EQ(upcall_buffers_free(pool), 0);
+            close(fds[0]);
+            if (unix_domain)
+                close(fds[1]);
+            forget(&rec);
+        }
+}
+
+/* ---- Pipes that a splice waits with: the kernel locks them, and whoever touches one meanwhile stands still. ---- */
 
 static void use_pipe_while_it_is_spliced(const int ends[2], upcall_op splice) {
     upcall_loop *loop = new_loop();
@@ -1370,26 +1503,49 @@ static void give_up_a_lookup(upcall_loop *loop, bool begins) {
     forget(&rec);
 }
 
-/* As many as there are workers: each is replaced once. */
 TEST(works_run_beside_lookups_that_were_given_up) {
     for (int workers = 2; workers <= 4; workers++) {
         upcall_loop *loop = loop_with_workers((uint32_t)workers);
         atomic_store(&asked, 0);
         atomic_store(&answered, 0);
         atomic_store(&answering, false);
-        for (int i = 0; i < workers; i++) {
-            give_up_a_lookup(loop, true);
+        for (int i = 0; i < 3 * workers; i++) {
+            give_up_a_lookup(loop, i < workers); /* as many begin as there are workers */
             CHECK_EQ(complete(loop, upcall_op_work(seven, NULL)).result, 7);
         }
-        CHECK_EQ(atomic_load(&asked), workers);
+        CHECK(atomic_load(&asked) >= workers);
         CHECK_EQ(atomic_load(&answered), 0);
         atomic_store(&answering, true);
         free_loop(loop);
-        for (uint64_t limit = now_ns() + (uint64_t)PATIENCE_NS; atomic_load(&answered) < workers;) {
+        for (uint64_t limit = now_ns() + (uint64_t)PATIENCE_NS; atomic_load(&answered) < atomic_load(&asked);) {
             CHECK(now_ns() < limit);
             pause_ms(1);
         }
     }
+}
+
+/* Each that is given up makes room for one that waits, and that is given up next. */
+TEST(works_run_after_many_waiting_lookups_were_given_up) {
+    enum { LOOKUPS = 16 };
+    upcall_loop *loop = loop_with_workers(4);
+    struct recorder rec = {0};
+    struct addrinfo *found[LOOKUPS];
+    upcall_op ops[LOOKUPS];
+    upcall_id ids[LOOKUPS];
+    for (size_t i = 0; i < LOOKUPS; i++)
+        ops[i] = upcall_op_getaddrinfo("host.example", NULL, NULL, &found[i]);
+    submit_many(loop, ops, LOOKUPS, &rec, ids);
+    for (size_t i = 0; i < LOOKUPS; i++) {
+        for (int turn = 0; turn < 5; turn++)
+            CHECK(upcall_poll(loop, MS(1)) >= 0);
+        CHECK_EQ(upcall_cancel(loop, ids[i]), 0);
+    }
+    run_finals(loop, &rec, LOOKUPS);
+    CHECK_EQ(complete(loop, upcall_op_work(seven, NULL)).result, 7);
+    CHECK(atomic_load(&asked) > 0);
+    CHECK_EQ(atomic_load(&answered), 0);
+    free_loop(loop);
+    forget(&rec);
 }
 
 TEST(lookups_given_up_one_after_the_other_do_not_add_threads_without_end) {
