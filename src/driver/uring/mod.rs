@@ -220,6 +220,10 @@ impl Uring {
             return false;
         }
         if self.mask.refuses(def.kind) {
+            // Counted as any request: one that is withdrawn takes it back.
+            if core.slots[index].is_zerocopy() {
+                core.side(index).begun += 1;
+            }
             self.queues.blank().write(mask::refused_entry());
             return true;
         }
