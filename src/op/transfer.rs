@@ -116,8 +116,9 @@ fn check_splice(op: &upcall_op) -> Checked {
 fn when_ready(args: &Args, call: fn(&Args) -> i64) -> Decision {
     let (input, output) = (args.fd(), args.fd2());
     let may_wait = |fd: i32| !sys::is_file(fd) && !sys::is_pipe(fd) && !sys::is_nonblocking(fd);
-    // The wrong end of a pipe would be waited for without end. The kernel says what is wrong, and moves nothing.
-    if args.len > 0 && (sys::is_only_for(input, libc::O_WRONLY) || sys::is_only_for(output, libc::O_RDONLY)) {
+    // The wrong end of a pipe would be waited for without end, and what is wrong does not wait for the other. The kernel says
+    // what it is, and moves nothing.
+    if args.len > 0 && (sys::is_at_most(input, libc::O_WRONLY) || sys::is_at_most(output, libc::O_RDONLY)) {
         return Decision::Done(call(args));
     }
     if args.len > 0 && sys::poll_now(input, libc::POLLIN) == 0 {

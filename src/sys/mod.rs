@@ -331,11 +331,11 @@ pub(crate) fn is_nonblocking(fd: i32) -> bool {
     has_status(fd, libc::O_NONBLOCK)
 }
 
-/// The descriptor is open, for reading only or for writing only.
-pub(crate) fn is_only_for(fd: i32, mode: i32) -> bool {
+/// The descriptor is not open, or for the other direction only (`mode`: O_WRONLY or O_RDONLY), or not for data.
+pub(crate) fn is_at_most(fd: i32, mode: i32) -> bool {
     // SAFETY: no pointers.
     let flags = unsafe { libc::fcntl(fd, libc::F_GETFL) };
-    flags >= 0 && flags & (libc::O_ACCMODE | libc::O_PATH) == mode
+    flags < 0 || flags & libc::O_PATH != 0 || flags & libc::O_ACCMODE == mode
 }
 
 /// The descriptor is open.

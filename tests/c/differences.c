@@ -412,7 +412,11 @@ TEST(the_wrong_end_of_a_pipe_is_not_waited_for) {
             CHECK_EQ(complete(loop, upcall_op_splice(to[1], -1, sink, -1, 10, 0)).result, -EBADF);
             CHECK_EQ(complete(loop, upcall_op_tee(to[1], from[1], 10, 0)).result, -EBADF);
             CHECK_EQ(complete(loop, upcall_op_splice(from[0], -1, from[0], -1, 10, 0)).result, -EBADF);
-            CHECK_EQ(complete(loop, upcall_op_splice(from[0], -1, sink, -1, 10, 0)).result, 3);
+            fill_up(from[1]);
+            int closed = fcntl(sink, F_DUPFD_CLOEXEC, 700);
+            close(closed);
+            CHECK_EQ(complete(loop, upcall_op_splice(closed, -1, from[1], -1, 10, 0)).result, -EBADF);
+            CHECK_EQ(complete(loop, upcall_op_splice(from[0], -1, sink, -1, 3, 0)).result, 3);
             if (!gone)
                 close(to[0]);
             close(to[1]);
@@ -421,4 +425,20 @@ TEST(the_wrong_end_of_a_pipe_is_not_waited_for) {
             free_loop(loop);
         }
     }
+}
+
+/* After a splice the ring polls a pipe before it writes to it. */
+TEST(a_write_of_no_bytes_to_a_full_pipe_does_not_wait) {
+    int fds[2], sink = open("/dev/null", O_RDWR | O_CLOEXEC);
+    pipe_pair(fds);
+    upcall_loop *loop = new_loop();
+    fill_up(fds[1]);
+    CHECK_EQ(complete(loop, upcall_op_splice(fds[0], -1, sink, -1, 1, 0)).result, 1);
+    CHECK_EQ(complete(loop, upcall_op_splice(fds[1], -1, sink, -1, 1, 0)).result, -EBADF); /* the other end, too */
+    const struct iovec nothing = {NULL, 0};
+    CHECK_EQ(complete(loop, upcall_op_write(fds[1], NULL, 0)).result, 0);
+    CHECK_EQ(complete(loop, upcall_op_writev(fds[1], &nothing, 1)).result, 0);
+    free_loop(loop);
+    close_pair(fds);
+    close(sink);
 }

@@ -249,6 +249,13 @@ impl Uring {
         if def.is(op::CURSOR) && core.descriptors.class(fd) == Class::File && sys::is_direct_file(fd) {
             return false;
         }
+        // A pipe that was spliced is polled before it is written to, also for nothing (6.18).
+        if def.is(op::PIPE_SIGNAL) {
+            let args = &core.slots[index].args;
+            if args.len == 0 || (def.is(op::VECTOR) && sys::is_empty(args.ptr(), args.len as usize)) {
+                return false;
+            }
+        }
         // A large write to a blocking terminal would wait inside io_uring_enter (6.18).
         if def.is(op::PIPE_SIGNAL) && core.descriptors.class(fd) == Class::Device {
             return false;
