@@ -19,3 +19,5 @@ upcall_add_example_test(workers
 upcall_add_example_test(reader COMMAND ${UPCALL_BASH} ${CMAKE_CURRENT_LIST_DIR}/test_reader.sh $<TARGET_FILE:reader>)
 upcall_add_example_test(supervisor
     COMMAND ${UPCALL_BASH} ${CMAKE_CURRENT_LIST_DIR}/test_supervisor.sh $<TARGET_FILE:supervisor>)
+upcall_add_example_test(info
+    COMMAND ${UPCALL_BASH} ${CMAKE_CURRENT_LIST_DIR}/test_info.sh $<TARGET_FILE:info> ${upcall_INCLUDE_DIR}/upcall.h)

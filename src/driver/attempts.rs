@@ -6,6 +6,7 @@ use super::{Cancel, Outcome};
 use crate::engine::core::Core;
 use crate::engine::slot::{bits, rung};
 use crate::op::{self, Decision};
+use crate::sys;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -85,8 +86,12 @@ impl Attempts {
             Some(pool) => {
                 // SAFETY: the side block holds the pool until the operation has ended.
                 let pool = unsafe { &*pool };
-                let Some(number) = pool.inner().free.pop() else {
-                    return Step::Out(Outcome::done(index, -i64::from(libc::ENOBUFS)));
+                let free = if pool.lent() < pool.count { pool.inner().free.pop() } else { None };
+                let Some(number) = free else {
+                    // What is wrong anyway does not wait for a buffer.
+                    let fd = core.slots[index].args.fd();
+                    let error = sys::wrong_descriptor(fd, def.is(op::MULTI_LENDS) && !def.is(op::CURSOR));
+                    return Step::Out(Outcome::done(index, -i64::from(error.unwrap_or(libc::ENOBUFS))));
                 };
                 buffer = Some(number);
                 let decision = match def.lent {
@@ -116,6 +121,28 @@ impl Attempts {
             Decision::Native => Step::Native,
             Decision::Pool | Decision::Own => self.hand_over(core, index, decision == Decision::Own, buffer),
         }
+    }
+
+    /// An operation would wait for data at a descriptor that shows its end: on a socket of messages none will tell. The
+    /// queue of errors has no end.
+    pub fn ends_instead(core: &mut Core, index: u32, events: u32) -> bool {
+        let def = core.def(index);
+        let args = &core.slots[index].args;
+        let ends = def.is(op::INWARD)
+            && def.is(op::MOVES)
+            && events & libc::POLLIN as u32 != 0
+            && args.arg & libc::MSG_ERRQUEUE as u32 == 0
+            && sys::is_shut_message_socket(args.fd());
+        if ends
+            && def.is(op::MESSAGE)
+            && let Some(side) = core.side_of(index)
+        {
+            // What the kernel writes with that answer: neither address nor control data.
+            side.msg.msg_namelen = 0;
+            side.msg.msg_controllen = 0;
+            side.msg.msg_flags = 0;
+        }
+        ends
     }
 
     fn hand_over(&mut self, core: &mut Core, index: u32, own: bool, buffer: Option<u32>) -> Step {

@@ -31,6 +31,8 @@ const TRUSTED: u8 = 2;
 const SUSPECT: u8 = 4;
 /// epoll refuses to watch it: a file that is always ready, or no memory.
 const UNWATCHED: u8 = 8;
+/// It showed its end, and what waits for data there may have missed that.
+const ENDED: u8 = 16;
 
 const ALL_EVENTS: u32 = (libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLRDHUP | libc::EPOLLPRI | libc::EPOLLET) as u32
     | (libc::EPOLLRDNORM | libc::EPOLLRDBAND | libc::EPOLLWRNORM | libc::EPOLLWRBAND | libc::EPOLLMSG) as u32;
@@ -85,6 +87,11 @@ impl Epoll {
             return Outcome::postponed(index);
         }
         let fd = core.slots[index].args.fd();
+        if core.descriptors.get(fd).is_some_and(|descriptor| descriptor.interest & ENDED != 0)
+            && Attempts::ends_instead(core, index, events)
+        {
+            return Outcome::done(index, 0);
+        }
         core.slots[index].rung = rung::WAITING;
         core.slots[index].next = events;
         if let Some(descriptor) = core.descriptors.get(fd)
@@ -156,6 +163,11 @@ impl Epoll {
 
     /// Queues the operations on `fd` that wait for one of `seen`.
     fn ready(&mut self, core: &mut Core, fd: i32, seen: u32) {
+        if seen & libc::EPOLLRDHUP as u32 != 0
+            && let Some(descriptor) = core.descriptors.get(fd)
+        {
+            descriptor.interest |= ENDED;
+        }
         let mut index = core.descriptors.get(fd).map_or(NONE, |descriptor| descriptor.head);
         while index != NONE {
             let slot = &core.slots[index];
@@ -232,6 +244,12 @@ impl Driver for Epoll {
 
     fn lower(&mut self, _: &Core, _: u32) {}
 
+    fn look_again(&mut self, core: &mut Core, index: u32) {
+        if core.slots[index].rung == rung::WAITING {
+            self.attempts.push(core, index);
+        }
+    }
+
     fn has_work(&self) -> bool {
         self.attempts.has_work()
     }
@@ -302,7 +320,7 @@ impl Driver for Epoll {
         self.verify(core);
     }
 
-    fn embed(&mut self) -> Result<i32, i32> {
+    fn embed(&mut self, _: &mut Core) -> Result<i32, i32> {
         Ok(self.epoll)
     }
 

@@ -143,6 +143,8 @@ pub(crate) trait Driver {
     fn cancel(&mut self, core: &mut Core, index: u32) -> Cancel;
     /// A native refusal turned out to be a lack of support: this kind is done by attempts from now on.
     fn lower(&mut self, core: &Core, index: u32);
+    /// What an operation waits for may have come about without being told.
+    fn look_again(&mut self, core: &mut Core, index: u32);
     /// Whether anything can be done without waiting.
     fn has_work(&self) -> bool;
     /// Whether a turn that does not wait would find anything; what was started is handed over.
@@ -154,7 +156,7 @@ pub(crate) trait Driver {
     /// The loop will be waited for from outside: nothing may be left half-known.
     fn prepare_embedded_sleep(&mut self, core: &mut Core);
     /// A descriptor that becomes readable when outcomes may be had. Owner thread, or no owner yet.
-    fn embed(&mut self) -> Result<i32, i32>;
+    fn embed(&mut self, core: &mut Core) -> Result<i32, i32>;
     /// Lets the kernel pick from this pool, if it can.
     fn offer_pool(&mut self, core: &mut Core, pool: &Arc<Pool>);
     /// A buffer of the kernel's set came back.

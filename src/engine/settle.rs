@@ -245,10 +245,21 @@ impl<D: Driver> Engine<D> {
             }
             return Some(delivery);
         }
-        self.restart_idle_limit(index);
-        if !outcome.more() {
-            self.core.counters().rearms.add(1);
-            self.go_on(index);
+        let dry =
+            self.core.side_of(index).is_some_and(|side| side.pool.as_ref().is_some_and(|pool| pool.available() == 0));
+        match (dry, outcome.more()) {
+            (false, true) => self.restart_idle_limit(index),
+            (false, false) => {
+                self.restart_idle_limit(index);
+                self.core.counters().rearms.add(1);
+                self.go_on(index);
+            }
+            // The kernel's multishot goes on, and stops when there is data; its idle limit stands still from now on.
+            (true, true) => {
+                self.timers.disarm(&mut self.core.slots, index);
+                self.queue_for_buffer(index);
+            }
+            (true, false) => self.pause_for_buffer(index),
         }
         Some(delivery)
     }
@@ -295,6 +306,16 @@ impl<D: Driver> Engine<D> {
         let multi = self.core.slots[index].has(bits::MULTI);
         let deadline = self.deadline_of(index);
         self.pause(index);
+        self.queue_for_buffer(index);
+        if !multi && deadline != u64::MAX {
+            // A deadline goes on, an idle limit does not.
+            self.core.side(index).deadline_at = deadline;
+            self.arm(index, deadline, u64::MAX);
+        }
+    }
+
+    /// The operation is told when its pool has buffers again.
+    fn queue_for_buffer(&mut self, index: u32) {
         let id = self.core.slots[index].id();
         let side = self.core.side(index);
         if !side.starved {
@@ -302,11 +323,6 @@ impl<D: Driver> Engine<D> {
             if let Some(pool) = &side.pool {
                 pool.inner().waiting.push_back(id);
             }
-        }
-        if !multi && deadline != u64::MAX {
-            // A deadline goes on, an idle limit does not.
-            self.core.side(index).deadline_at = deadline;
-            self.arm(index, deadline, u64::MAX);
         }
     }
 
@@ -336,6 +352,12 @@ impl<D: Driver> Engine<D> {
     /// Lets a paused operation go on.
     pub(super) fn resume(&mut self, index: u32) {
         if self.core.slots[index].state != State::Paused {
+            // The kernel's multishot never stopped; only its idle limit did.
+            let slot = &self.core.slots[index];
+            if slot.state == State::Started && !slot.has(bits::ASKED | bits::EXPIRED) && self.core.side(index).starved {
+                self.core.side(index).starved = false;
+                self.restart_idle_limit(index);
+            }
             return;
         }
         let deadline = self.deadline_of(index);
@@ -553,6 +575,12 @@ impl<D: Driver> Engine<D> {
                 self.claims.push_back((slot.id(), slot.kind, side.made));
             }
         }
+        if def.is(op::SHUTS) {
+            // A send that waits for room at a unix socket is not told of it (6.18).
+            for other in self.core.operations(self.core.slots[index].args.fd()) {
+                self.driver.look_again(&mut self.core, other);
+            }
+        }
         let steps = self.leave_group(index, def, result, part);
         self.leave(index);
         if let Some(steps) = steps {
@@ -699,7 +727,7 @@ impl<D: Driver> Engine<D> {
             clear.into_iter().flatten().for_each(|fd| self.note_closer(fd));
         } else if self.core.descriptors.unlink(&mut self.core.slots, index) {
             let fd = self.core.slots[index].args.fd();
-            if self.core.shared.seconds.on(fd).is_empty() {
+            if self.core.only_a_close_is_left(fd) {
                 self.note_closer(fd);
             }
         }

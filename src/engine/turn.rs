@@ -292,7 +292,7 @@ impl<D: Driver> Engine<D> {
     /// Makes the descriptor for another event loop.
     pub fn embed(&mut self) -> Result<i32, i32> {
         if self.embed.is_none() {
-            let source = self.driver.embed()?;
+            let source = self.driver.embed(&mut self.core)?;
             self.embed = Some(Embed::new(&self.core.shared, source)?);
             self.settle_embedding();
         }

@@ -162,6 +162,8 @@ pub(crate) const GIVEN_UP: Facts = 1 << 27;
 pub(crate) const NO_ARGS: Facts = 1 << 21;
 /// `arg2` is a second descriptor as `fd` is; `offset` and `offset2`, unless they are [`CURRENT`], advance with progress.
 pub(crate) const TWO_FDS: Facts = 1 << 22;
+/// What waits on the descriptor may end by it, untold.
+pub(crate) const SHUTS: Facts = 1 << 30;
 /// UPCALL_ZEROCOPY is allowed.
 pub(crate) const CAN_ZEROCOPY: Facts = 1 << 23;
 /// A write whose reader may be gone: the ring would raise SIGPIPE.

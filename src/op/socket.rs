@@ -578,7 +578,7 @@ fn lent_recvmsg(args: &Args, buffer: *mut u8, size: u32) -> Decision {
             namelen: msg.msg_namelen,
             controllen: msg.msg_controllen as u32,
             payloadlen: result as u32,
-            flags: msg.msg_flags as u32,
+            flags: msg.msg_flags as u32 & !CLOEXEC,
         };
         // SAFETY: the buffer is the pool's and has room for the header (checked above); it may be unaligned.
         unsafe { buffer.cast::<upcall_msg>().write_unaligned(out) };
@@ -599,7 +599,7 @@ fn finish_recvmsg(args: &Args, side: &mut Side, result: i64) {
         let (name, control, flags) = side.kept.unwrap_or(now);
         (*theirs).msg_namelen = name;
         (*theirs).msg_controllen = control;
-        (*theirs).msg_flags = flags;
+        (*theirs).msg_flags = flags & !libc::MSG_CMSG_CLOEXEC;
     }
 }
 
@@ -806,7 +806,7 @@ pub(super) const OPS: &[OpDef] = &[
     OpDef {
         kind: UPCALL_OP_SHUTDOWN,
         name: "shutdown",
-        facts: FD,
+        facts: FD | SHUTS,
         opcode: Some(opcode::Shutdown::CODE),
         ring: form!(|args| opcode::Shutdown::new(types::Fd(args.fd()), args.arg as i32).build()),
         attempt: Some(|args| Decision::Done(sys::shutdown(args.fd(), args.arg as i32))),

@@ -115,13 +115,18 @@ fn check_splice(op: &upcall_op) -> Checked {
 /// rest is `call`ed at once.
 fn when_ready(args: &Args, call: fn(&Args) -> i64) -> Decision {
     let (input, output) = (args.fd(), args.fd2());
+    let may_wait = |fd: i32| !sys::is_file(fd) && !sys::is_pipe(fd) && !sys::is_nonblocking(fd);
+    // The wrong end of a pipe would be waited for without end, and what is wrong does not wait for the other. The kernel says
+    // what it is, and moves nothing.
+    if args.len > 0 && (sys::is_at_most(input, libc::O_WRONLY) || sys::is_at_most(output, libc::O_RDONLY)) {
+        return Decision::Done(call(args));
+    }
     if args.len > 0 && sys::poll_now(input, libc::POLLIN) == 0 {
         return Decision::Wait(libc::POLLIN as u32);
     }
     if args.len > 0 && sys::poll_now(output, libc::POLLOUT) == 0 {
         return Decision::Wait(libc::POLLOUT as u32 | SECOND);
     }
-    let may_wait = |fd: i32| !sys::is_file(fd) && !sys::is_pipe(fd) && !sys::is_nonblocking(fd);
     if sys::is_file(input) || sys::is_file(output) {
         return if may_wait(output) || may_wait(input) { Decision::Own } else { Decision::Pool };
     }
@@ -135,11 +140,55 @@ fn when_ready(args: &Args, call: fn(&Args) -> i64) -> Decision {
     }
 }
 
-/// An end that is neither a file nor a pipe waits inside the call, on a thread of its own; pipes are asked not to.
 fn splice(args: &Args) -> i64 {
+    splice_some(args, args.call_len())
+}
+
+fn splice_some(args: &Args, len: u32) -> i64 {
     let offset = |value: u64| (value != CURRENT).then_some(value as i64);
     let flags = args.arg | libc::SPLICE_F_NONBLOCK;
-    sys::splice(args.fd(), offset(args.offset), args.fd2(), offset(args.offset2), args.call_len() as usize, flags)
+    sys::splice(args.fd(), offset(args.offset), args.fd2(), offset(args.offset2), len as usize, flags)
+}
+
+/// What a blocking socket that shows POLLOUT takes without waiting.
+const PAGE: u32 = 4096;
+const MOST_LOCKED_NS: u64 = 5_000_000;
+
+/// On a thread of its own. The kernel keeps the pipe locked while splice waits for a blocking socket, and whoever touches the
+/// pipe then waits, too, out of reach of any signal (6.18): a loop would stand still. So it is asked for no more than the
+/// other end does without waiting, which only another reader or writer of it could make untrue, and then not for long.
+fn block_splice(args: &Args) -> i64 {
+    let (input, output) = (args.fd(), args.fd2());
+    if sys::is_file(input) || sys::is_file(output) {
+        return splice(args);
+    }
+    let whole = sys::is_message_socket(input) || sys::is_message_socket(output);
+    let mut moved = 0;
+    while moved < i64::from(args.call_len()) {
+        let left = args.call_len() - moved as u32;
+        let seen = sys::poll_now(input, libc::POLLIN);
+        if seen == libc::POLLERR {
+            // An error to tell, or an error queue that is not empty, which means nothing.
+            match sys::recv(input, std::ptr::null_mut(), 0, libc::MSG_PEEK | libc::MSG_DONTWAIT) {
+                again if again == -i64::from(libc::EAGAIN) => break,
+                error if error < 0 && error != -i64::from(libc::ENOTSOCK) && moved == 0 => return error,
+                _ => {}
+            }
+        }
+        if seen == 0 || sys::poll_now(output, libc::POLLOUT) == 0 {
+            break;
+        }
+        let len = if whole { left } else { left.min(PAGE) };
+        match sys::thread::interrupted_after(MOST_LOCKED_NS, || splice_some(args, len)) {
+            again if matches!(-again as i32, libc::EINTR | libc::EAGAIN) => break,
+            end if end <= 0 => return if moved > 0 { moved } else { end },
+            count => moved += count,
+        }
+        if whole {
+            break;
+        }
+    }
+    if moved > 0 { moved } else { -i64::from(libc::EAGAIN) }
 }
 
 fn tee(args: &Args) -> i64 {
@@ -174,7 +223,7 @@ pub(super) const OPS: &[OpDef] = &[
         facts: TRANSFER | CAN_FULL,
         check: Some(check_splice),
         attempt: Some(|args| when_ready(args, splice)),
-        block: Some(splice),
+        block: Some(block_splice),
         ..OpDef::BASE
     },
     OpDef {

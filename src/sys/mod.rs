@@ -331,6 +331,13 @@ pub(crate) fn is_nonblocking(fd: i32) -> bool {
     has_status(fd, libc::O_NONBLOCK)
 }
 
+/// The descriptor is not open, or for the other direction only (`mode`: O_WRONLY or O_RDONLY), or not for data.
+pub(crate) fn is_at_most(fd: i32, mode: i32) -> bool {
+    // SAFETY: no pointers.
+    let flags = unsafe { libc::fcntl(fd, libc::F_GETFL) };
+    flags < 0 || flags & libc::O_PATH != 0 || flags & libc::O_ACCMODE == mode
+}
+
 /// The descriptor is open.
 pub(crate) fn is_open(fd: i32) -> bool {
     // SAFETY: no pointers.
@@ -367,9 +374,22 @@ pub(crate) fn is_message_socket(fd: i32) -> bool {
     socket_type(fd).is_ok_and(|kind| kind != libc::SOCK_STREAM)
 }
 
+/// A socket of messages that nothing more comes to: a receive that may wait answers 0, one that may not says EAGAIN for ever.
+pub(crate) fn is_shut_message_socket(fd: i32) -> bool {
+    is_message_socket(fd) && poll_now(fd, libc::POLLRDHUP) & libc::POLLRDHUP != 0
+}
+
 /// An empty message can be told from the end of the stream.
 pub(crate) fn has_empty_messages(fd: i32) -> bool {
     socket_type(fd).is_ok_and(|kind| matches!(kind, libc::SOCK_DGRAM | libc::SOCK_RAW))
+}
+
+/// The errno of an operation on a descriptor that is not open, or is no socket where there must be one.
+pub(crate) fn wrong_descriptor(fd: i32, socket: bool) -> Option<i32> {
+    match socket {
+        true => socket_type(fd).err(),
+        false => (!is_open(fd)).then_some(libc::EBADF),
+    }
 }
 
 /// A socket that connections arrive at.

@@ -134,6 +134,30 @@ pub(crate) fn interrupt(thread: i32) {
     }
 }
 
+/// Runs `call` on one of the library's own threads, interrupted when it takes longer than `ns`, and again after as long: a
+/// first interruption may come before it waits.
+pub(crate) fn interrupted_after<T>(ns: u64, call: impl FnOnce() -> T) -> T {
+    // SAFETY: local structures; the signal's handler does nothing, and the timer is gone before this function returns.
+    unsafe {
+        let mut event: libc::sigevent = std::mem::zeroed();
+        event.sigev_notify = libc::SIGEV_THREAD_ID;
+        event.sigev_signo = interrupt_signal();
+        event.sigev_notify_thread_id = id();
+        let mut timer: libc::timer_t = std::ptr::null_mut();
+        let made = event.sigev_signo != 0 && libc::timer_create(libc::CLOCK_MONOTONIC, &mut event, &mut timer) == 0;
+        if made {
+            let period = super::timespec(ns);
+            let spec = libc::itimerspec { it_interval: period, it_value: period };
+            libc::timer_settime(timer, 0, &spec, std::ptr::null_mut());
+        }
+        let result = call();
+        if made {
+            libc::timer_delete(timer);
+        }
+        result
+    }
+}
+
 /// Runs `call` with every signal blocked, so that a thread it starts is born that way.
 pub(crate) fn with_signals_blocked<T>(call: impl FnOnce() -> T) -> T {
     // SAFETY: local signal sets.

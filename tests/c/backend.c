@@ -6,6 +6,9 @@
 #include <sys/auxv.h>
 
 static bool ring_denied(void) {
+    const char *mask = getenv("UPCALL_MASK");
+    if (mask != NULL && strstr(mask, "ext_arg") != NULL && !getauxval(AT_SECURE))
+        return true; /* by the library itself */
     char params[120] = {0};
     long ring = syscall(SYS_io_uring_setup, 4, params);
     if (ring >= 0)

@@ -40,6 +40,7 @@ static void host_until_at(struct place at, upcall_loop *loop, const size_t *coun
 static upcall_loop *idle_loop(void) {
     upcall_loop *loop = new_loop();
     CHECK_EQ(complete(loop, upcall_op_nop()).result, 0);
+    CHECK_EQ(upcall_poll(loop, MS(1)), 0); /* it has slept by itself */
     CHECK(upcall_fd(loop) >= 0);
     SETTLE(loop);
     return loop;
@@ -205,6 +206,21 @@ TEST(a_multishot_sleep_ticks_in_a_host) {
     submit_one(loop, op, &rec);
     HOST_UNTIL(loop, &rec, 10);
     free_loop(loop);
+}
+
+/* A loop that once slept by itself: what woke it then must not wake its host for nothing, now or a little later. */
+TEST(a_submission_wakes_the_host_once) {
+    for (int i = 0; i < 40; i++) {
+        upcall_loop *loop = idle_loop();
+        struct recorder rec = {0};
+        submit_one(loop, upcall_op_sleep(3600 * UPCALL_SECOND), &rec);
+        CHECK(readable(loop));
+        CHECK_EQ(upcall_poll(loop, 0), 0);
+        SETTLE(loop);
+        CHECK(!is_readable(upcall_fd(loop), 10));
+        free_loop(loop);
+        forget(&rec);
+    }
 }
 
 static atomic_int posted;

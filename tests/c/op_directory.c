@@ -479,14 +479,14 @@ TEST(a_paused_multishot_ends_with_its_loop) {
     upcall_op op = upcall_op_readdir(scene.fd, NULL, 0);
     op.flags = UPCALL_MULTISHOT;
     op.buffers = reader.pool;
-    op.timeout_ns = (uint64_t)MS(5);
+    op.timeout_ns = (uint64_t)MS(300); /* far more than the first batch takes */
     op.callback = on_entries;
     op.user = &reader;
     /* The first entry fills the buffer. */
     CHECK_EQ(upcall_submit(loop, &op, 1, NULL), 0);
     wait_count(loop, &reader.batches, 1);
     for (int i = 0; i < 5; i++)
-        CHECK_EQ(upcall_poll(loop, MS(4)), 0);
+        CHECK_EQ(upcall_poll(loop, MS(80)), 0);
     CHECK_EQ(reader.finals, 0);
     CHECK_EQ(upcall_loop_close(loop, -1), 0);
     CHECK_EQ(reader.finals, 1);

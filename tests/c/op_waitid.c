@@ -64,6 +64,31 @@ static siginfo_t state_of(pid_t pid, int options) {
     return info;
 }
 
+/* What /proc says of it: '\0' for one that is gone. It takes nothing away, and an operation under way may: where the kernel
+   completes it before the loop is polled, nothing is left for a waitid(2) of ours. */
+static char process_state(pid_t pid) {
+    char path[64], line[256], state = '\0';
+    snprintf(path, sizeof path, "/proc/%ld/stat", (long)pid);
+    FILE *file = fopen(path, "r");
+    if (file == NULL)
+        return '\0';
+    if (fgets(line, sizeof line, file) != NULL) {
+        const char *after = strrchr(line, ')'); /* the name may hold anything */
+        CHECK(after != NULL && sscanf(after, ") %c", &state) == 1);
+    }
+    fclose(file);
+    return state;
+}
+
+/* Until its state is one of `states`, or is none of them. */
+static void await_state(pid_t pid, const char *states, bool one_of) {
+    uint64_t limit = now_ns() + (uint64_t)PATIENCE_NS;
+    for (char state; (state = process_state(pid)), (state == '\0' || strchr(states, state) != NULL) != one_of;) {
+        CHECK(now_ns() < limit);
+        pause_ms(1);
+    }
+}
+
 static void reap_child(struct child *child) {
     CHECK(kill(child->pid, SIGKILL) == 0);
     CHECK(waitpid(child->pid, NULL, 0) == child->pid);
@@ -136,19 +161,19 @@ static upcall_op wait_continue(struct scene *scene) { return wait_for(scene, WCO
 static void exits(struct scene *scene) {
     (void)scene;
     order(&child, 'e');
-    state_of(child.pid, WEXITED);
+    await_state(child.pid, "ZX", true);
 }
 
 static void stops(struct scene *scene) {
     (void)scene;
     order(&child, 's');
-    state_of(child.pid, WSTOPPED);
+    await_state(child.pid, "T", true);
 }
 
 static void continues(struct scene *scene) {
     (void)scene;
     order(&child, 'c');
-    state_of(child.pid, WCONTINUED);
+    await_state(child.pid, "T", false);
 }
 
 static void check_told(struct scene *scene, struct record final, int code, int status) {

@@ -71,7 +71,8 @@ impl Mask {
         Mask { features: 0, forms: [Form::Used; KINDS], text: String::new() }
     }
 
-    /// Reads comma-separated words: features, names of operations, and names of operations after a `!`.
+    /// Reads comma-separated words: features, names of operations, and names of operations after a `!`. `*` is every
+    /// operation, `!*` every one after a `!`. Of two words about an operation the later counts.
     pub fn parse(text: &str) -> Result<Mask, Refusal> {
         let mut mask = Mask { text: text.to_owned(), ..Mask::none() };
         for word in text.split(',').map(str::trim).filter(|word| !word.is_empty()) {
@@ -83,6 +84,10 @@ impl Mask {
                 Some(name) => (name, Form::Refused),
                 None => (word, Form::Hidden),
             };
+            if name == "*" {
+                mask.forms = [form; KINDS];
+                continue;
+            }
             let Some(def) = op::all().find(|def| def.name == name) else {
                 let names: Vec<&str> = FEATURES.iter().map(|(name, _)| *name).collect();
                 let text = format!(
@@ -143,6 +148,20 @@ mod tests {
         assert!(mask.hides(kind("statx")) && !mask.refuses(kind("statx")));
         assert!(mask.refuses(kind("recv")) && !mask.hides(kind("recv")));
         assert!(Mask::parse("statx,stat").is_err() && Mask::parse("").is_ok());
+    }
+
+    #[test]
+    fn a_star_is_every_operation() {
+        for (text, hidden, refused) in [("*", true, false), ("!*", false, true), ("!recv,*", true, false)] {
+            let mask = Mask::parse(text).expect("known words");
+            for def in op::all() {
+                let found = (mask.hides(def.kind), mask.refuses(def.kind));
+                assert_eq!(found, (hidden, refused), "{} in {text}", def.name);
+            }
+        }
+        let mask = Mask::parse("*,!recv").expect("known words");
+        assert_eq!(op::all().filter(|def| mask.refuses(def.kind)).map(|def| def.name).collect::<Vec<_>>(), ["recv"]);
+        assert!(Mask::parse("**").is_err() && Mask::parse("!").is_err());
     }
 
     #[test]

@@ -172,14 +172,13 @@ impl Uring {
         if event < 0 {
             return Err(-event as i32);
         }
+        if let Err(error) = register_event(&self.ring, event as i32) {
+            sys::close(event as i32);
+            return Err(error);
+        }
         self.event = event as i32;
-        self.register_event()
-    }
-
-    fn register_event(&mut self) -> Result<(), i32> {
         self.queues.use_event(self.embedded);
-        let registered = self.ring.submitter().register_eventfd(self.event);
-        registered.map_err(|error| error.raw_os_error().unwrap_or(libc::EIO))
+        Ok(())
     }
 
     /// Makes room for an entry; false when the queue stays full.
@@ -248,6 +247,10 @@ impl Uring {
             return false;
         }
         if self.mask.refuses(def.kind) {
+            // Counted as any request: one that is withdrawn takes it back.
+            if core.slots[index].is_zerocopy() {
+                core.side(index).begun += 1;
+            }
             self.queues.blank().write(mask::refused_entry());
             return true;
         }
@@ -273,6 +276,13 @@ impl Uring {
         if def.is(op::CURSOR) && core.descriptors.class(fd) == Class::File && sys::is_direct_file(fd) {
             return false;
         }
+        // A pipe that was spliced is polled before it is written to, also for nothing (6.18).
+        if def.is(op::PIPE_SIGNAL) {
+            let args = &core.slots[index].args;
+            if args.len == 0 || (def.is(op::VECTOR) && sys::is_empty(args.ptr(), args.len as usize)) {
+                return false;
+            }
+        }
         // A large write to a blocking terminal would wait inside io_uring_enter (6.18).
         if def.is(op::PIPE_SIGNAL) && core.descriptors.class(fd) == Class::Device {
             return false;
@@ -292,7 +302,9 @@ impl Uring {
             let lend_max = side.as_ref().map_or(0, |side| side.lend_max);
             let multi = wants_multi && lend_max == 0 && slot.callback.is_some();
             // An empty datagram gets no buffer from the kernel (6.18); for messages the attempt lends one.
-            if def.is(op::CAN_MULTI) && !def.is(op::MESSAGE) && sys::is_message_socket(fd) {
+            // And a multishot of messages does not see an end that has come.
+            let messages = def.is(op::CAN_MULTI) && sys::is_message_socket(fd);
+            if messages && (!def.is(op::MESSAGE) || sys::is_shut_message_socket(fd)) {
                 return false;
             }
             let (Some(form), Some(group)) = (def.ring_lent, Groups::name_of(pool)) else { return false };
@@ -472,6 +484,7 @@ impl Uring {
             // Or it cannot be watched. If the attempt would wait again, it is made again after a while.
             return match self.attempts.attempt(core, index) {
                 Step::Out(outcome) => outcome,
+                Step::Wait(events) if Attempts::ends_instead(core, index, events) => Outcome::done(index, 0),
                 Step::Wait(_) => Outcome::postponed(index),
                 Step::Handed | Step::Native => Outcome::NONE,
             };
@@ -545,7 +558,13 @@ impl Uring {
         }
         let header = pool.address(number).cast::<crate::abi::upcall_msg>();
         // SAFETY: a buffer of the pool, at least as long as the header the kernel has just written into it.
-        let header = unsafe { header.read_unaligned() };
+        let header = unsafe {
+            let mut told = header.read_unaligned();
+            // The library's, not the program's.
+            told.flags &= !(libc::MSG_CMSG_CLOEXEC as u32);
+            header.write_unaligned(told);
+            told
+        };
         let room = core.side_of(outcome.index).map_or(0, |side| {
             size_of::<crate::abi::upcall_msg>() + side.msg.msg_namelen as usize + side.msg.msg_controllen as usize
         });
@@ -561,6 +580,10 @@ impl Uring {
         }
         // The rest are answers to cancels, which say nothing: only the target's own completion decides.
     }
+}
+
+fn register_event(ring: &IoUring, event: i32) -> Result<(), i32> {
+    ring.submitter().register_eventfd(event).map_err(|error| error.raw_os_error().unwrap_or(libc::EIO))
 }
 
 impl Driver for Uring {
@@ -583,10 +606,16 @@ impl Driver for Uring {
     }
 
     fn release(&mut self, core: &mut Core) -> Result<(), i32> {
-        // A ring belongs to the thread that enabled it; the next owner gets a new one.
+        // A ring belongs to the thread that enabled it; the next owner gets a new one. All that may fail comes before the old
+        // one is given up.
         let made = setup::make(self.entries, self.rung, &self.mask).map_err(|denied| denied.error)?;
+        let queues = Queues::new(&made.ring)?;
+        if self.event >= 0 {
+            queues.use_event(self.embedded);
+            register_event(&made.ring, self.event)?;
+        }
         let pools = self.groups.take_pools();
-        self.queues = Queues::new(&made.ring)?;
+        self.queues = queues;
         self.ring = made.ring;
         self.rung = made.rung;
         self.adopted = false;
@@ -596,9 +625,6 @@ impl Driver for Uring {
             self.groups.offer_again(&self.ring, &pool);
         }
         self.registered.set_again(&self.ring);
-        if self.event >= 0 {
-            self.register_event()?;
-        }
         let _ = core;
         Ok(())
     }
@@ -647,7 +673,7 @@ impl Driver for Uring {
                     let entry = opcode::Nop::new().build().user_data(id);
                     self.queues.replace(position, entry);
                     core.slots[index].bits |= bits::WITHDRAWN;
-                    if core.slots[index].is_zerocopy() {
+                    if core.slots[index].is_zerocopy() && core.slots[index].rung == rung::NATIVE {
                         core.side(index).begun -= 1;
                     }
                 } else if core.def(index).is(op::CLOSES) {
@@ -670,6 +696,18 @@ impl Driver for Uring {
         } else {
             self.native[kind] = false;
             self.forms[kind] = None;
+        }
+    }
+
+    fn look_again(&mut self, core: &mut Core, index: u32) {
+        // The request ends with an -ECANCELED that nobody asked for, and the operation is attempted. A multishot of messages
+        // would not see the end.
+        let multishot = core.slots[index].rung == rung::NATIVE && core.slots[index].has(bits::MULTI);
+        if core.slots[index].rung == rung::WAITING || multishot {
+            let id = core.slots[index].id();
+            if !self.push_cancel(core, id) {
+                self.cancels.push_back(id);
+            }
         }
     }
 
@@ -764,17 +802,19 @@ impl Driver for Uring {
         sys::eventfd_drain(self.event);
         if self.tells_once {
             let _ = self.ring.submitter().unregister_eventfd();
-            let _ = self.register_event();
+            let _ = register_event(&self.ring, self.event);
         }
     }
 
-    fn embed(&mut self) -> Result<i32, i32> {
-        if self.event < 0
-            && let Err(error) = self.make_event()
-        {
-            sys::close(self.event);
-            self.event = -1;
-            return Err(error);
+    fn embed(&mut self, core: &mut Core) -> Result<i32, i32> {
+        // From an eventfd's wake-up the kernel tells another eventfd milliseconds later (6.18): the poll on the loop's own
+        // would wake the host once more, for nothing. It ends here, before there is anything to tell.
+        if self.wake_armed && !self.embedded {
+            sys::eventfd_write(self.shared.wake);
+            self.enter(core, 0, calls::ENTER_GETEVENTS, None);
+        }
+        if self.event < 0 {
+            self.make_event()?;
         }
         self.tells_once = !setup::tells_every_time(self.rung);
         self.embedded = true;

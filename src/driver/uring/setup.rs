@@ -107,7 +107,10 @@ fn make_rung(entries: u32, rung: Rung, mask: &Mask) -> Result<Made, Denied> {
         (params.is_feature_ext_arg() && !mask.has(Feature::ExtArg), "EXT_ARG"),
     ];
     if let Some((_, name)) = lacks.iter().find(|(has, _)| !has) {
-        return Err(Denied { error: libc::EOPNOTSUPP, reason: format!("io_uring: this kernel lacks {name}") });
+        return Err(Denied {
+            error: libc::EOPNOTSUPP,
+            reason: format!("io_uring: this kernel lacks {name}{}", mask.reason()),
+        });
     }
     let mut probe = Probe::new();
     ring.submitter().register_probe(&mut probe).map_err(|error| denied("io_uring_register", &error))?;
