@@ -472,8 +472,19 @@ TEST(a_paused_multishot_ends_with_its_loop) {
     op.callback = on_entries;
     op.user = &reader;
     /* "." or ".." comes first, and fills the buffer. */
-    CHECK_EQ(upcall_submit(loop, &op, 1, NULL), 0);
-    wait_count(loop, &reader.batches, 1);
+    for (;;) {
+        CHECK_EQ(upcall_submit(loop, &op, 1, NULL), 0);
+        while (reader.batches + reader.finals == 0)
+            CHECK(upcall_poll(loop, MS(100)) >= 0);
+        start_all(loop);
+        if (reader.finals == 0)
+            break;
+        CHECK_EQ(reader.last, -ETIMEDOUT); /* on a slow machine the limit may strike before the first batch is there */
+        give_back(&reader);
+        reader.batches = reader.finals = 0;
+        CHECK(lseek(scene.fd, 0, SEEK_SET) == 0);
+    }
+    CHECK_EQ(reader.batches, 1);
     for (int i = 0; i < 5; i++)
         CHECK_EQ(upcall_poll(loop, MS(4)), 0);
     CHECK_EQ(reader.finals, 0);
