@@ -123,12 +123,26 @@ impl Attempts {
         }
     }
 
-    /// An operation would wait for data at a descriptor that shows its end: on a socket of messages none will tell.
-    pub fn ends_instead(core: &Core, index: u32, events: u32) -> bool {
-        core.def(index).is(op::INWARD)
-            && core.def(index).is(op::MOVES)
+    /// An operation would wait for data at a descriptor that shows its end: on a socket of messages none will tell. The
+    /// queue of errors has no end.
+    pub fn ends_instead(core: &mut Core, index: u32, events: u32) -> bool {
+        let def = core.def(index);
+        let args = &core.slots[index].args;
+        let ends = def.is(op::INWARD)
+            && def.is(op::MOVES)
             && events & libc::POLLIN as u32 != 0
-            && sys::is_shut_message_socket(core.slots[index].args.fd())
+            && args.arg & libc::MSG_ERRQUEUE as u32 == 0
+            && sys::is_shut_message_socket(args.fd());
+        if ends
+            && def.is(op::MESSAGE)
+            && let Some(side) = core.side_of(index)
+        {
+            // What the kernel writes with that answer: neither address nor control data.
+            side.msg.msg_namelen = 0;
+            side.msg.msg_controllen = 0;
+            side.msg.msg_flags = 0;
+        }
+        ends
     }
 
     fn hand_over(&mut self, core: &mut Core, index: u32, own: bool, buffer: Option<u32>) -> Step {

@@ -126,8 +126,8 @@ struct Queues {
     pool_idle: usize,
     own_idle: usize,
     computing: usize,
-    /// Threads in calls that were abandoned, which others have replaced.
-    astray: usize,
+    /// Lookups whose call has not returned, those abandoned among them.
+    lookups: usize,
     ending: bool,
     workers: Vec<Worker>,
     /// The number of the next worker.
@@ -138,15 +138,17 @@ struct Queues {
 struct Worker {
     number: u64,
     handle: JoinHandle<()>,
-    /// In a call that was abandoned: let go when the crew ends.
+    /// In a call that was abandoned: another thread may have its place, and when the crew ends it is let go.
     astray: bool,
-    /// Another thread may have its place in the pool.
-    replaced: bool,
 }
 
 /// Jobs live in side blocks that outlast the threads.
 #[derive(Clone, Copy)]
-struct JobRef(NonNull<Job>);
+struct JobRef {
+    at: NonNull<Job>,
+    /// It may be abandoned.
+    looks_up: bool,
+}
 // SAFETY: see Job.
 unsafe impl Send for JobRef {}
 
@@ -154,7 +156,7 @@ impl JobRef {
     /// Under the queues' lock: from now on the worker has an address that the owner must wait for.
     fn mark_popped(self) {
         // SAFETY: a job in a queue lives: it leaves the queue before it is dropped.
-        unsafe { self.0.as_ref() }.popped.store(true, Ordering::Release);
+        unsafe { self.at.as_ref() }.popped.store(true, Ordering::Release);
     }
 }
 
@@ -196,6 +198,7 @@ impl Threads {
     /// Queues a call. False: no thread could be had, and nothing was done.
     pub fn start(&mut self, cell: &JobCell, lane: Lane, call: Call) -> bool {
         let job = cell.get();
+        let looks_up = call.lookup.is_some();
         // SAFETY: the job is idle: no worker has it (its last run was collected or dropped).
         unsafe { *job.call.get() = call };
         job.cancelled.store(false, Ordering::Relaxed);
@@ -203,7 +206,7 @@ impl Threads {
         job.state.store(QUEUED, Ordering::Release);
         let crew = &self.crew;
         let mut queues = crew.lock();
-        let entry = JobRef(cell.0);
+        let entry = JobRef { at: cell.0, looks_up };
         let ready = match lane {
             Lane::Own => {
                 queues.own.push_back(entry);
@@ -271,19 +274,12 @@ impl Threads {
         std::mem::forget(cell.take());
         self.active -= 1;
         // The worker takes the lock after its call, so it finds this.
-        let most = self.crew.workers;
-        let Queues { workers, astray, computing, pool_threads, .. } = &mut *queues;
-        if let Some(worker) = workers.iter_mut().find(|worker| worker.number == number) {
+        if let Some(worker) = queues.workers.iter_mut().find(|worker| worker.number == number) {
             worker.astray = true;
-            // Nobody knows when its call returns; but a program that gives up one after the other gets no more threads for it.
-            if *astray < most {
-                worker.replaced = true;
-                *astray += 1;
-                *computing -= 1;
-                *pool_threads -= 1;
-            }
+            queues.computing -= 1;
+            queues.pool_threads -= 1;
         }
-        if !queues.compute.is_empty() && queues.pool_idle == 0 && queues.pool_threads < most {
+        if !queues.compute.is_empty() && queues.pool_idle == 0 && queues.pool_threads < self.crew.workers {
             self.crew.spawn(&mut queues, false);
         }
         drop(queues);
@@ -300,7 +296,7 @@ impl Threads {
             let mut queues = self.crew.lock();
             let Queues { pool, compute, own, .. } = &mut *queues;
             for queue in [pool, compute, own] {
-                if let Some(position) = queue.iter().rposition(|entry| entry.0 == at) {
+                if let Some(position) = queue.iter().rposition(|entry| entry.at == at) {
                     queue.remove(position);
                     break;
                 }
@@ -330,7 +326,7 @@ impl Threads {
             let mut at = self.crew.done.swap(std::ptr::null_mut(), Ordering::AcqRel);
             // The list is last in, first out; popping from the end of the vector turns it around.
             while let Some(job) = NonNull::new(at) {
-                self.finished.push(JobRef(job));
+                self.finished.push(JobRef { at: job, looks_up: false });
                 // SAFETY: a published job; its worker does not touch it any more.
                 at = unsafe { job.as_ref() }.next.load(Ordering::Relaxed);
             }
@@ -338,7 +334,7 @@ impl Threads {
         let job = self.finished.pop()?;
         self.active -= 1;
         // SAFETY: as above; the owner alone has it now.
-        let (job, call) = unsafe { (job.0.as_ref(), &mut *job.0.as_ref().call.get()) };
+        let (job, call) = unsafe { (job.at.as_ref(), &mut *job.at.as_ref().call.get()) };
         call.args = None;
         call.lookup = None;
         let finished = Finished { id: call.id, result: job.result.load(Ordering::Relaxed), buffer: call.buffer };
@@ -352,12 +348,7 @@ impl Threads {
         let mut queues = self.crew.lock();
         queues.ending = true;
         let workers = std::mem::take(&mut queues.workers);
-        for worker in workers.iter().filter(|worker| worker.astray) {
-            match worker.replaced {
-                true => queues.astray -= 1,
-                false => (queues.computing, queues.pool_threads) = (queues.computing - 1, queues.pool_threads - 1),
-            }
-        }
+        queues.lookups -= workers.iter().filter(|worker| worker.astray).count();
         drop(queues);
         self.crew.pool_bell.notify_all();
         self.crew.own_bell.notify_all();
@@ -398,7 +389,7 @@ impl Crew {
             sys::thread::with_signals_blocked(|| std::thread::Builder::new().name(name.to_owned()).spawn(run));
         match spawned {
             Ok(handle) => {
-                queues.workers.push(Worker { number, handle, astray: false, replaced: false });
+                queues.workers.push(Worker { number, handle, astray: false });
                 queues.next_worker += 1;
                 if !own {
                     queues.pool_threads += 1;
@@ -415,10 +406,11 @@ impl Crew {
             // Files first; computations never take the last thread.
             let may_compute = queues.computing + 1 < self.workers;
             let compute = queues.pool.is_empty() && may_compute;
-            let job = if compute { queues.compute.pop_front() } else { queues.pool.pop_front() };
+            let job = if compute { self.next_computation(&mut queues) } else { queues.pool.pop_front() };
             if let Some(job) = job {
                 job.mark_popped();
                 queues.computing += usize::from(compute);
+                queues.lookups += usize::from(job.looks_up);
                 drop(queues);
                 let mine = self.run(job, number);
                 queues = self.lock();
@@ -426,15 +418,16 @@ impl Crew {
                     // Let go: the crew has ended meanwhile.
                     let Some(worker) = queues.workers.iter_mut().find(|worker| worker.number == number) else { return };
                     worker.astray = false;
-                    if std::mem::take(&mut worker.replaced) {
-                        queues.astray -= 1;
-                        if queues.pool_threads >= self.workers {
-                            return;
-                        }
-                        queues.pool_threads += 1;
-                        continue;
+                    queues.lookups -= 1;
+                    if queues.pool_threads >= self.workers {
+                        drop(queues);
+                        self.pool_bell.notify_one();
+                        return;
                     }
+                    queues.pool_threads += 1;
+                    continue;
                 }
+                queues.lookups -= usize::from(job.looks_up);
                 if compute {
                     queues.computing -= 1;
                     if !queues.compute.is_empty() {
@@ -482,9 +475,17 @@ impl Crew {
         }
     }
 
+    /// The next computation that may begin. Nobody knows when an abandoned lookup returns, so there are no more lookups at a
+    /// time than pool threads, given up or not; works pass them by.
+    fn next_computation(&self, queues: &mut Queues) -> Option<JobRef> {
+        let full = queues.lookups >= self.workers;
+        let position = queues.compute.iter().position(|job| !(full && job.looks_up))?;
+        queues.compute.remove(position)
+    }
+
     /// Runs a job. False: it was abandoned meanwhile.
     fn run(&self, job: JobRef, number: u64) -> bool {
-        let at = job.0.as_ptr();
+        let at = job.at.as_ptr();
         // SAFETY: a job lives until its worker has published it, or is the worker's to free.
         let job = unsafe { &*at };
         job.worker.store(number, Ordering::Relaxed);

@@ -243,9 +243,10 @@ impl<D: Driver> Engine<D> {
             set |= if listed { bits::LISTED } else { bits::SPECIAL };
             if def.is(op::TWO_FDS) {
                 let (second, id) = (operation.arg2 as i32, self.core.slots[index].id());
-                match self.core.descriptors.is_closing(second) {
-                    true => drop(self.core.shared.seconds.remove(second, id)),
-                    false => self.core.shared.seconds.insert(second, id),
+                if !self.core.descriptors.is_closing(second) {
+                    self.core.shared.seconds.insert(second, id);
+                } else if self.core.shared.seconds.remove(second, id) && self.core.only_a_close_is_left(second) {
+                    self.note_closer(second);
                 }
             }
         }
@@ -367,7 +368,7 @@ impl<D: Driver> Engine<D> {
         if bad || (def.is(op::FD | op::DIRFD) && fd >= 0 && self.core.descriptors.is_closing(fd)) {
             return self.finish(index, -i64::from(libc::EBADF));
         }
-        if def.is(op::FD) && !self.core.slots[index].has(bits::LISTED) {
+        if def.is(op::FD | op::DIRFD) && fd >= 0 && !self.core.slots[index].has(bits::LISTED) {
             // The descriptor was not open when the submit was accepted; an earlier operation of it may have made it.
             if self.core.descriptors.link(&mut self.core.slots, index) {
                 self.core.slots[index].bits |= bits::LISTED;

@@ -76,18 +76,22 @@ impl Core {
         let (fd, second) = (self.slots[index].args.fd(), self.slots[index].args.fd2());
         if self.slots[index].has(bits::LISTED) {
             self.slots[index].bits &= !bits::LISTED;
-            if self.descriptors.unlink(&mut self.slots, index) && self.shared.seconds.on(fd).is_empty() {
+            if self.descriptors.unlink(&mut self.slots, index) && self.operations(fd).len() == 1 {
                 clear[0] = Some(fd);
             }
         }
         if self.def(index).is(op::TWO_FDS)
             && self.shared.seconds.remove(second, self.slots[index].id())
-            && self.descriptors.is_closing(second)
-            && self.operations(second).len() == 1
+            && self.only_a_close_is_left(second)
         {
             clear[1] = Some(second);
         }
         clear
+    }
+
+    /// A close waits for the descriptor's other operations, and there are none.
+    pub fn only_a_close_is_left(&mut self, fd: i32) -> bool {
+        self.descriptors.is_closing(fd) && self.operations(fd).len() == 1
     }
 
     /// Bytes the operation still has to move.

@@ -727,7 +727,7 @@ impl<D: Driver> Engine<D> {
             clear.into_iter().flatten().for_each(|fd| self.note_closer(fd));
         } else if self.core.descriptors.unlink(&mut self.core.slots, index) {
             let fd = self.core.slots[index].args.fd();
-            if self.core.shared.seconds.on(fd).is_empty() {
+            if self.core.only_a_close_is_left(fd) {
                 self.note_closer(fd);
             }
         }

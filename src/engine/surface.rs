@@ -197,7 +197,11 @@ impl Loop {
                 }
             }
         }
+        // From here on nothing can fail: what is noted stays noted until the owner has seen it.
         for (number, one) in accepted.iter().enumerate() {
+            if op::of(one.op.kind as u8).is(op::TWO_FDS) {
+                self.shared.seconds.insert(one.args.fd2(), one.id);
+            }
             if let Some(ids) = ids.as_deref_mut() {
                 ids[number].write(one.id);
             }
@@ -225,9 +229,6 @@ impl Loop {
             return Err(Refusal { error: libc::EAGAIN, text: "config.max_operations are in flight".into() });
         };
         one.id = self.shared.table.open_foreign(index, operation.fd);
-        if def.is(op::TWO_FDS) {
-            self.shared.seconds.insert(operation.arg2 as i32, one.id);
-        }
         Ok(one)
     }
 
@@ -240,7 +241,6 @@ impl Loop {
     fn take_back(&self, mut one: Accepted) {
         self.leave_pool(&mut one);
         let index = index_of(one.id);
-        self.shared.seconds.remove(one.args.fd2(), one.id);
         if self.shared.table.shut_foreign(index) {
             self.shared.put_back_foreign(index);
         }

@@ -116,6 +116,11 @@ fn check_splice(op: &upcall_op) -> Checked {
 fn when_ready(args: &Args, call: fn(&Args) -> i64) -> Decision {
     let (input, output) = (args.fd(), args.fd2());
     let may_wait = |fd: i32| !sys::is_file(fd) && !sys::is_pipe(fd) && !sys::is_nonblocking(fd);
+    // The wrong end of a pipe would be waited for without end, and what is wrong does not wait for the other. The kernel says
+    // what it is, and moves nothing.
+    if args.len > 0 && (sys::is_at_most(input, libc::O_WRONLY) || sys::is_at_most(output, libc::O_RDONLY)) {
+        return Decision::Done(call(args));
+    }
     if args.len > 0 && sys::poll_now(input, libc::POLLIN) == 0 {
         return Decision::Wait(libc::POLLIN as u32);
     }
@@ -161,9 +166,16 @@ fn block_splice(args: &Args) -> i64 {
     let mut moved = 0;
     while moved < i64::from(args.call_len()) {
         let left = args.call_len() - moved as u32;
-        let ready =
-            sys::poll_now(input, libc::POLLIN) & !libc::POLLERR != 0 && sys::poll_now(output, libc::POLLOUT) != 0;
-        if !ready {
+        let seen = sys::poll_now(input, libc::POLLIN);
+        if seen == libc::POLLERR {
+            // An error to tell, or an error queue that is not empty, which means nothing.
+            match sys::recv(input, std::ptr::null_mut(), 0, libc::MSG_PEEK | libc::MSG_DONTWAIT) {
+                again if again == -i64::from(libc::EAGAIN) => break,
+                error if error < 0 && error != -i64::from(libc::ENOTSOCK) && moved == 0 => return error,
+                _ => {}
+            }
+        }
+        if seen == 0 || sys::poll_now(output, libc::POLLOUT) == 0 {
             break;
         }
         let len = if whole { left } else { left.min(PAGE) };

@@ -331,6 +331,13 @@ pub(crate) fn is_nonblocking(fd: i32) -> bool {
     has_status(fd, libc::O_NONBLOCK)
 }
 
+/// The descriptor is not open, or for the other direction only (`mode`: O_WRONLY or O_RDONLY), or not for data.
+pub(crate) fn is_at_most(fd: i32, mode: i32) -> bool {
+    // SAFETY: no pointers.
+    let flags = unsafe { libc::fcntl(fd, libc::F_GETFL) };
+    flags < 0 || flags & libc::O_PATH != 0 || flags & libc::O_ACCMODE == mode
+}
+
 /// The descriptor is open.
 pub(crate) fn is_open(fd: i32) -> bool {
     // SAFETY: no pointers.

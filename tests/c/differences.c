@@ -309,3 +309,136 @@ TEST(a_pool_lends_no_more_than_it_has_to_operations_of_one_kind) {
     close_pair(fds);
     forget(&rec);
 }
+
+/* It ends as a receive that the kernel answers: with 0, and a header that says there is nothing. */
+TEST(a_message_that_does_not_come_any_more_has_an_empty_header) {
+    int fds[2];
+    char bytes[8], control[64];
+    struct sockaddr_storage name;
+    struct iovec iov = {bytes, sizeof bytes};
+    for (int when = 0; when < 2; when++) { /* before, and while it waits */
+        struct msghdr msg = {.msg_name = &name, .msg_namelen = sizeof name, .msg_iov = &iov, .msg_iovlen = 1,
+                             .msg_control = control, .msg_controllen = sizeof control, .msg_flags = 0x5a};
+        socklen_t length = sizeof name;
+        dgram_pair(fds);
+        upcall_loop *loop = new_loop();
+        struct recorder rec = {0};
+        if (when == 0)
+            CHECK(shutdown(fds[0], SHUT_RD) == 0);
+        submit_one(loop, upcall_op_recvmsg(fds[0], &msg, 0), &rec);
+        submit_one(loop, upcall_op_recvfrom(fds[0], bytes, sizeof bytes, 0, (struct sockaddr *)&name, &length), &rec);
+        start_all(loop);
+        if (when == 1)
+            CHECK(shutdown(fds[0], SHUT_RD) == 0);
+        run_finals(loop, &rec, 2);
+        CHECK_EQ(rec.events[0].result, 0);
+        CHECK_EQ(rec.events[1].result, 0);
+        CHECK_EQ(msg.msg_namelen, 0);
+        CHECK_EQ(msg.msg_controllen, 0);
+        CHECK_EQ(msg.msg_flags, 0);
+        CHECK_EQ(length, 0);
+        free_loop(loop);
+        close_pair(fds);
+        forget(&rec);
+    }
+}
+
+static int udp_to_itself(void) {
+    int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    struct sockaddr_in at = {.sin_family = AF_INET, .sin_addr = {htonl(INADDR_LOOPBACK)}};
+    socklen_t length = sizeof at;
+    CHECK(bind(fd, (struct sockaddr *)&at, sizeof at) == 0);
+    CHECK(getsockname(fd, (struct sockaddr *)&at, &length) == 0);
+    CHECK(connect(fd, (struct sockaddr *)&at, sizeof at) == 0);
+    return fd;
+}
+
+TEST(a_multishot_of_messages_ends_when_its_socket_is_shut_down) {
+    for (int when = 0; when < 2; when++) { /* before it starts, and while it waits */
+        int fd = udp_to_itself();
+        struct msghdr room = {0};
+        upcall_loop *loop = new_loop();
+        upcall_buffers *pool;
+        struct recorder rec = {0};
+        CHECK_EQ(upcall_buffers_new(loop, 2, 64, &pool), 0);
+        upcall_op op = upcall_op_recvmsg(fd, &room, 0);
+        op.buffers = pool;
+        op.flags = UPCALL_MULTISHOT;
+        if (when == 0)
+            CHECK(shutdown(fd, SHUT_RD) == 0);
+        upcall_id id = submit_one(loop, op, &rec);
+        start_all(loop);
+        if (when == 1) {
+            quiet(loop, &rec);
+            submit_one(loop, upcall_op_shutdown(fd, SHUT_RD), &rec);
+        }
+        run_finals(loop, &rec, when == 1 ? 2 : 1);
+        CHECK_EQ(final_of(&rec, id).result, 0);
+        CHECK(final_of(&rec, id).buffer == NULL);
+        free_loop(loop);
+        CHECK_EQ(upcall_buffers_free(pool), 0);
+        close(fd);
+        forget(&rec);
+    }
+}
+
+/* Errors still come to a socket that is shut down: what waits for one goes on waiting. */
+TEST(a_receive_from_the_queue_of_errors_does_not_end_by_a_shutdown) {
+    char bytes[8];
+    upcall_loop *loop = new_loop();
+    struct recorder rec = {0};
+    int fd = udp_to_itself();
+    upcall_id id = submit_one(loop, upcall_op_recv(fd, bytes, sizeof bytes, MSG_ERRQUEUE), &rec);
+    start_all(loop);
+    CHECK(shutdown(fd, SHUT_RD) == 0);
+    quiet(loop, &rec);
+    CHECK_EQ(upcall_cancel(loop, id), 0);
+    run_finals(loop, &rec, 1);
+    CHECK_EQ(rec.events[0].result, -ECANCELED);
+    forget(&rec);
+    close(fd);
+    free_loop(loop);
+}
+
+TEST(the_wrong_end_of_a_pipe_is_not_waited_for) {
+    for (int type = 0; type <= O_NONBLOCK; type += O_NONBLOCK) {
+        for (int gone = 0; gone <= 1; gone++) {
+            int from[2], to[2], sink = open("/dev/null", O_RDWR | O_CLOEXEC);
+            CHECK(pipe2(from, O_CLOEXEC | type) == 0 && pipe2(to, O_CLOEXEC | type) == 0);
+            upcall_loop *loop = new_loop();
+            write_all(from[1], "abc", 3);
+            if (gone)
+                close(to[0]);
+            CHECK_EQ(complete(loop, upcall_op_splice(to[1], -1, sink, -1, 10, 0)).result, -EBADF);
+            CHECK_EQ(complete(loop, upcall_op_tee(to[1], from[1], 10, 0)).result, -EBADF);
+            CHECK_EQ(complete(loop, upcall_op_splice(from[0], -1, from[0], -1, 10, 0)).result, -EBADF);
+            fill_up(from[1]);
+            int closed = fcntl(sink, F_DUPFD_CLOEXEC, 700);
+            close(closed);
+            CHECK_EQ(complete(loop, upcall_op_splice(closed, -1, from[1], -1, 10, 0)).result, -EBADF);
+            CHECK_EQ(complete(loop, upcall_op_splice(from[0], -1, sink, -1, 3, 0)).result, 3);
+            if (!gone)
+                close(to[0]);
+            close(to[1]);
+            close_pair(from);
+            close(sink);
+            free_loop(loop);
+        }
+    }
+}
+
+/* After a splice the ring polls a pipe before it writes to it. */
+TEST(a_write_of_no_bytes_to_a_full_pipe_does_not_wait) {
+    int fds[2], sink = open("/dev/null", O_RDWR | O_CLOEXEC);
+    pipe_pair(fds);
+    upcall_loop *loop = new_loop();
+    fill_up(fds[1]);
+    CHECK_EQ(complete(loop, upcall_op_splice(fds[0], -1, sink, -1, 1, 0)).result, 1);
+    CHECK_EQ(complete(loop, upcall_op_splice(fds[1], -1, sink, -1, 1, 0)).result, -EBADF); /* the other end, too */
+    const struct iovec nothing = {NULL, 0};
+    CHECK_EQ(complete(loop, upcall_op_write(fds[1], NULL, 0)).result, 0);
+    CHECK_EQ(complete(loop, upcall_op_writev(fds[1], &nothing, 1)).result, 0);
+    free_loop(loop);
+    close_pair(fds);
+    close(sink);
+}

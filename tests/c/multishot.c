@@ -935,6 +935,39 @@ TEST(pools_of_many_shapes_work) {
     free_loop(loop);
 }
 
+/* Measured on 6.1.192: a group of buffers began where another one of its name had ended. */
+TEST(a_pool_made_after_another_lends_each_buffer_once) {
+    upcall_loop *loop = new_loop();
+    enum { COUNT = 8 };
+    int fds[2];
+    unix_pair(fds);
+    for (int round = 0; round < 6; round++) {
+        bool keep = round % 2;
+        stream = (struct stream){.keep = keep};
+        new_pool(loop, COUNT, 16);
+        upcall_id id = submit_one(loop, receiving(fds[0], &stream, UPCALL_MULTISHOT), NULL);
+        for (size_t i = 0; i < (keep ? COUNT : 11 + (size_t)round); i++) { /* not a multiple of what the kernel counts with */
+            write_all(fds[1], &(uint8_t){(uint8_t)i}, 1);
+            wait_count(loop, &stream.length, i + 1);
+        }
+        if (keep) {
+            write_all(fds[1], "x", 1);
+            quiet(loop, &stream.rec); /* all are lent: this one waits */
+            for (size_t i = 0; i < COUNT; i++)
+                CHECK_EQ(*(uint8_t *)stream.rec.events[i].buffer, i);
+            CHECK_EQ(upcall_buffers_return(stream.pool, stream.rec.events[0].buffer), 0);
+            wait_count(loop, &stream.length, COUNT + 1);
+            CHECK(stream.rec.events[COUNT].buffer == stream.rec.events[0].buffer);
+        }
+        end_by_cancel(loop, &stream.rec, id);
+        for (size_t i = 1; keep && i <= COUNT; i++)
+            CHECK_EQ(upcall_buffers_return(stream.pool, stream.rec.events[i].buffer), 0);
+        CHECK_EQ(upcall_buffers_free(stream.pool), 0);
+    }
+    close_pair(fds);
+    free_loop(loop);
+}
+
 TEST(pools_out_of_range_are_refused) {
     upcall_loop *loop = new_loop();
     static const uint32_t bad[][2] = {{0, 64},   {32769, 64},     {UINT32_MAX, 64},        {4, 0},

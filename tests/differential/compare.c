@@ -121,6 +121,11 @@ static void list_operation(FILE *out, const program *p, const operation *op, int
         fprintf(out, ", .len = %u", op->length);
     if (row->traits & (GETS | PUTS) && row->waits == ENDS)
         fprintf(out, ", .offset = %" PRId64, op->offset);
+    if (row->traits & TWO && op->second == MAX_OBJECTS)
+        fprintf(out, ", /dev/null, .len = %u, .offset = %" PRId64, op->length, op->offset);
+    else if (row->traits & TWO)
+        fprintf(out, ", o%u /* %s */, .len = %u, .offset = %" PRId64, op->second,
+                object_rows[p->object[op->second].kind].name, op->length, op->offset);
     fprintf(out, ", .variant = %#x)", op->variant);
     for (unsigned i = 0; i < COUNT_OF(flags); i++)
         if (op->flags >> i & 1)
@@ -142,6 +147,8 @@ void list_program(FILE *out, const program *p) {
     if (p->buffers != 0)
         fprintf(out, "    buffers = upcall_buffers_new(%u, %u);%s\n", p->buffers, p->buffer_size,
                 p->holds ? " /* returned by steps only */" : " /* returned at once */");
+    if (p->registers != 0)
+        fprintf(out, "    upcall_register_buffers(memory);%s\n", p->registers == 2 ? " /* until half-way */" : "");
     for (unsigned i = 0; i < p->steps; i++) {
         const step *s = &p->step[i];
         fprintf(out, "    /* step %2u */ ", i);

@@ -19,7 +19,9 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <netdb.h>
 #include <inttypes.h>
+#include <signal.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -67,6 +69,7 @@ typedef enum spoil {
 typedef struct operation {
     uint8_t row;
     uint8_t object;
+    uint8_t second; /* of what moves bytes between two; MAX_OBJECTS: /dev/null */
     uint8_t deadline;
     uint8_t spoil;
     uint8_t lends;
@@ -115,6 +118,8 @@ typedef struct program {
     uint32_t buffer_size;
     uint8_t buffers;
     uint8_t holds;   /* lent buffers are kept until a RETURN */
+    uint8_t moves;     /* mostly between the first two objects */
+    uint8_t registers; /* memory: 1 all along, 2 until half-way */
     uint8_t by_free; /* ends with upcall_loop_free() instead of cancelling */
     plan object[MAX_OBJECTS];
     step step[MAX_STEPS];
@@ -176,6 +181,9 @@ typedef struct thing {
     bool ended;        /* nothing will come any more: end of stream or an error */
     bool reset;
     bool closed;       /* by a close of the loop */
+    uint32_t *word;    /* a futex */
+    int signo;
+    pid_t child;
     bool inexact;      /* bytes were dropped on purpose: conservation says nothing */
 } thing;
 
@@ -186,9 +194,10 @@ typedef struct live {
     upcall_id id;
     upcall_op submitted;
     int number; /* step * MAX_BATCH + place in the submit */
-    int thing;
-    unsigned claims;
+    int thing, second; /* -1: none */
+    unsigned claims, second_claims;
     bool accepted, ended, asked, changed;
+    bool due;       /* what it waits for has happened */
     bool unsure;    /* who of several meets an error first is timing */
     uint64_t order; /* when it ended */
     uint64_t events, lent, bytes, hash;
@@ -202,7 +211,10 @@ typedef struct live {
     struct sockaddr_storage name;
     socklen_t name_length;
     struct statx statx;
-    void *out;
+    struct addrinfo *found;
+    siginfo_t info;
+    void *copied; /* what the submit copies besides `addr`: overwritten after it */
+    size_t copied_size;
 } live;
 
 typedef struct lent {
@@ -219,6 +231,9 @@ typedef struct run {
     unsigned lents;
     uint64_t events;
     bool unsettled; /* a submit was not followed by a poll */
+    bool threads;   /* operations run or wait on threads that poll(2) knows nothing of */
+    bool attributes; /* extended attributes may have been set */
+    bool registered;
     thing thing[MAX_OBJECTS];
     live live[MAX_LIVE];
     lent lent[MAX_LENT];
@@ -239,6 +254,10 @@ void forget_process(void);
 void prepare_objects(void);
 unsigned open_descriptors(void);
 extern void *no_access;
+extern unsigned char *advised; /* pages of no other use */
+enum { ADVISED = 8 << 12 };
+void on_user_signal(int number); /* the action that the program has for the signals of SIGNAL */
+extern const int user_signals[MAX_OBJECTS];
 uint64_t now_ns(void);
 extern volatile bool acts_outside; /* the tester itself writes: it may raise SIGPIPE */
 extern uint64_t patience_ns; /* until a program that does not settle is given up */
@@ -247,7 +266,7 @@ extern uint64_t patience_ns; /* until a program that does not settle is given up
 
 /* ---- The tables. ---- */
 
-typedef enum waits { ENDS, FOR_IN, FOR_OUT, FOR_EVENTS, FOR_CLOCK, FOR_ROOM } waits;
+typedef enum waits { ENDS, FOR_IN, FOR_OUT, FOR_EVENTS, FOR_CLOCK, FOR_BOTH, FOR_WAKE, FOR_CHILD } waits;
 
 enum {
     CURSOR = 1,      /* several at a time take turns in order of submission */
@@ -262,6 +281,8 @@ enum {
     CLOSES = 256,
     PATHS = 512, /* works on names, which all share */
     DRAINS = 4096, /* moves bytes past memory */
+    TWO = 8192,  /* from one object to another */
+    LISTS = 16384, /* records of a directory */
     COUNTLESS = 1024, /* how many events a multishot has is timing */
 };
 
@@ -298,11 +319,13 @@ enum {
     COUNTS = 256,     /* an eventfd */
     PAIR = 512,       /* has another side that can be closed */
     UNCONNECTED = 1024,
+    WAKES = 2048,     /* no descriptor: what the other side does wakes operations */
 };
 
 typedef enum object_kind {
     PIPE_IN, PIPE_OUT, FIFO_IN, UNIX_STREAM, UNIX_DGRAM, UNIX_SEQPACKET, TCP, UDP, UNIX_LISTENER, TCP_LISTENER,
-    REGULAR, DIRECT, EVENTFD, PTY, DIRECTORY, CLOSED, UNIX_FRESH, TCP_FRESH, UDP_FRESH, DEV_NULL, DEV_ZERO, OBJECT_KINDS,
+    REGULAR, DIRECT, EVENTFD, PTY, DIRECTORY, CLOSED, UNIX_FRESH, TCP_FRESH, UDP_FRESH, DEV_NULL, DEV_ZERO, FUTEX,
+    SIGNAL, CHILD, OBJECT_KINDS,
 } object_kind;
 
 extern const object_row object_rows[OBJECT_KINDS];
@@ -316,7 +339,7 @@ void hang_up(run *r, thing *t, bool reset);
 
 typedef struct configuration {
     const char *name, *backend;
-    char mask[256];
+    char mask[512];
     upcall_loop *loop;
 } configuration;
 

@@ -58,10 +58,26 @@ static uint8_t some_row(uint8_t kind) {
     }
 }
 
+static uint8_t some_move(void) {
+    for (;;) {
+        uint8_t row = (uint8_t)below(operation_row_count);
+        if (operation_rows[row].traits & TWO)
+            return row;
+    }
+}
+
 static void some_operation(const program *p, operation *op, bool last) {
     op->object = (uint8_t)below(p->objects);
+    op->second = (uint8_t)below(p->objects + 1);
+    const bool moves = p->moves && one_in(2);
+    if (moves && !one_in(4)) {
+        op->object = 0;
+        op->second = 1;
+    }
+    if (op->second == p->objects)
+        op->second = MAX_OBJECTS;
     const uint8_t kind = p->object[op->object].kind;
-    op->row = some_row(kind);
+    op->row = moves ? some_move() : some_row(kind);
     const operation_row *row = &operation_rows[op->row];
     op->variant = (uint32_t)random_next(&state);
     op->length = some_length(kind);
@@ -77,7 +93,7 @@ static void some_operation(const program *p, operation *op, bool last) {
         op->lends = p->buffers != 0 && row->traits & LENDS && !one_in(20);
     }
     /* What a pool of the ring lends besides what the kernel picks is not counted with it (see the findings). */
-    if (p->holds && strcmp(row->name, "read") != 0)
+    if (p->holds && strcmp(row->name, p->seed % 3 == 0 ? "readdir" : "read") != 0)
         op->lends = false;
     if (op->lends && one_in(2))
         op->length = 0;
@@ -134,6 +150,15 @@ void generate(program *p, uint64_t seed) {
         p->buffer_size = one_in(3) ? 2000 : 48 + below(32);
         p->holds = one_in(2);
     }
+    if (one_in(8)) {
+        static const uint8_t from[] = {PIPE_IN, PIPE_IN, FIFO_IN, UNIX_STREAM, TCP, REGULAR, REGULAR};
+        static const uint8_t to[] = {PIPE_OUT, PIPE_OUT, UNIX_STREAM, TCP, REGULAR};
+        p->moves = true;
+        p->objects = p->objects < 2 ? 2 : p->objects;
+        p->object[0].kind = from[below(COUNT_OF(from))];
+        p->object[1].kind = to[below(COUNT_OF(to))];
+    }
+    p->registers = one_in(4) ? (uint8_t)(1 + below(2)) : 0;
     p->steps = 3 + below(MAX_STEPS - 3);
     for (unsigned i = 0; i < p->steps; i++)
         some_step(p, &p->step[i]);

@@ -35,6 +35,10 @@ static void on_signal(int number) {
         signals_raised = number;
 }
 
+void on_user_signal(int number) {
+    (void)number;
+}
+
 /* A call of the library does not return. */
 static void on_alarm(int number) {
     (void)number;
@@ -211,6 +215,8 @@ int main(int argc, char **argv) {
     signal(SIGPIPE, on_signal);
     signal(SIGXFSZ, on_signal);
     signal(SIGALRM, on_alarm);
+    for (unsigned i = 0; i < MAX_OBJECTS; i++)
+        signal(user_signals[i], on_user_signal);
     const struct rlimit most = {.rlim_cur = 1 << 20, .rlim_max = 1 << 20};
     setrlimit(RLIMIT_FSIZE, &most);
     if (options.shows)

@@ -2,12 +2,15 @@
 #include "differential.h"
 
 #include <arpa/inet.h>
+#include <linux/futex.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
 #include <termios.h>
 
 static int must(int result, const char *what) {
@@ -252,6 +255,52 @@ static int make_zero(run *r, thing *t) {
     return must(open("/dev/zero", O_RDWR | O_CLOEXEC), "/dev/zero");
 }
 
+static int make_futex(run *r, thing *t) {
+    t->word = (uint32_t *)get_memory(r, sizeof *t->word, 64);
+    *t->word = 0;
+    t->closed = true;
+    return NOWHERE;
+}
+
+const int user_signals[MAX_OBJECTS] = {SIGUSR1, SIGUSR2, SIGURG, SIGWINCH};
+
+static int make_signal(run *r, thing *t) {
+    t->signo = user_signals[t - r->thing];
+    t->closed = true;
+    return NOWHERE;
+}
+
+/* A child process that ends with the status it is told. The descriptor is its pidfd; the helper is one more. */
+static int make_child(run *r, thing *t) {
+    (void)r;
+    int orders[2], ready[2];
+    must(pipe2(orders, O_CLOEXEC), "pipe2");
+    must(pipe2(ready, O_CLOEXEC), "pipe2");
+    t->child = must(fork(), "fork");
+    if (t->child == 0) {
+        unsigned char status = 99;
+        /* It must hold no end of anything else; that the pipe ends tells that it does not. */
+        dup2(orders[0], STDIN_FILENO);
+        syscall(SYS_close_range, 1, ~0u, 0);
+        _exit(read(STDIN_FILENO, &status, 1) == 1 ? status : 99);
+    }
+    close(orders[0]);
+    close(ready[1]);
+    char none;
+    if (read(ready[0], &none, 1) != 0)
+        must(-1, "child");
+    close(ready[0]);
+    t->peer = orders[1];
+    t->helper = must((int)syscall(SYS_pidfd_open, t->child, 0), "pidfd_open");
+    return must((int)syscall(SYS_pidfd_open, t->child, 0), "pidfd_open");
+}
+
+static void end_child(thing *t) {
+    siginfo_t info;
+    syscall(SYS_pidfd_send_signal, t->helper, SIGKILL, NULL, 0);
+    syscall(SYS_waitid, P_PIDFD, t->helper, &info, WEXITED, NULL);
+}
+
 /* ---- What the other side puts in. ---- */
 
 static int64_t put_bytes(run *r, thing *t, uint32_t amount, uint32_t variant) {
@@ -324,6 +373,32 @@ static int64_t put_acceptance(run *r, thing *t, uint32_t amount, uint32_t varian
     return 0;
 }
 
+/* It wakes what waits for its number. */
+static int64_t put_wake(run *r, thing *t, uint32_t amount, uint32_t variant) {
+    (void)r;
+    const int of_process = variant / 4 % 3 == 0 ? FUTEX_PRIVATE_FLAG : 0;
+    long woken = syscall(SYS_futex, t->word, FUTEX_WAKE_BITSET | of_process, 1 + amount % 2, NULL, NULL,
+                         variant % 4 == 0 ? 2u : ~0u);
+    return woken < 0 ? -errno : woken;
+}
+
+static int64_t put_signal(run *r, thing *t, uint32_t amount, uint32_t variant) {
+    (void)r;
+    (void)amount;
+    (void)variant;
+    return raise(t->signo);
+}
+
+static int64_t put_end(run *r, thing *t, uint32_t amount, uint32_t variant) {
+    (void)r;
+    (void)variant;
+    const unsigned char status = (unsigned char)(amount % 100);
+    if (write(t->peer, &status, 1) != 1)
+        return -errno;
+    struct pollfd ended = {.fd = t->helper, .events = POLLIN};
+    return poll(&ended, 1, 5000) == 1 ? 0 : -ETIMEDOUT;
+}
+
 const object_row object_rows[OBJECT_KINDS] = {
     [PIPE_IN] = {"pipe_in", 10, STREAM | PAIR, make_pipe_in, put_bytes},
     [PIPE_OUT] = {"pipe_out", 8, STREAM | PAIR, make_pipe_out, NULL},
@@ -346,6 +421,9 @@ const object_row object_rows[OBJECT_KINDS] = {
     [UDP_FRESH] = {"udp_fresh", 2, SOCKET | INET | UNCONNECTED, make_udp_fresh, NULL},
     [DEV_NULL] = {"dev_null", 1, 0, make_null, NULL},
     [DEV_ZERO] = {"dev_zero", 1, 0, make_zero, NULL},
+    [FUTEX] = {"futex", 2, WAKES, make_futex, put_wake},
+    [SIGNAL] = {"signal", 2, WAKES, make_signal, put_signal},
+    [CHILD] = {"child", 1, 0, make_child, put_end},
 };
 
 void make_thing(run *r, thing *t, plan made) {
@@ -360,6 +438,11 @@ void make_thing(run *r, thing *t, plan made) {
 
 void end_thing(run *r, thing *t) {
     bool socket = t->row->traits & SOCKET;
+    if (t->plan.kind == CHILD)
+        end_child(t);
+    struct sigaction now;
+    if (t->plan.kind == SIGNAL && sigaction(t->signo, NULL, &now) == 0 && now.sa_handler != on_user_signal)
+        broken(r, "signal %d: the action from before is not back", t->signo);
     for (unsigned i = 0; i < t->connections; i++)
         close_hard(t->connection[i]);
     if (t->peer >= 0)

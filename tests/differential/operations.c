@@ -2,10 +2,14 @@
 #include "differential.h"
 
 #include <arpa/inet.h>
+#include <linux/openat2.h>
 #include <netinet/in.h>
 #include <poll.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <sys/xattr.h>
 
 #define KIND(k) (UINT64_C(1) << (k))
 #define STREAM_KINDS                                                                                                   \
@@ -189,6 +193,31 @@ static upcall_op make_statx(run *r, live *l, thing *t) {
                            l->op->spoil == BAD_ADDRESS ? NULL : &l->statx);
 }
 
+static upcall_op make_openat2(run *r, live *l, thing *t) {
+    static const uint64_t flags[] = {O_RDONLY, O_RDWR, O_WRONLY | O_CREAT, O_PATH, O_RDONLY | O_DIRECTORY, O_RDWR | O_TMPFILE,
+                                     O_RDONLY | O_CLOEXEC, UINT64_C(1) << 40, O_RDWR | O_CREAT | O_EXCL, 3};
+    static const uint64_t resolve[] = {0, 0, 0, RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, RESOLVE_IN_ROOT, RESOLVE_NO_XDEV,
+                                       RESOLVE_NO_MAGICLINKS, RESOLVE_CACHED, 0x1000};
+    const uint32_t v = l->op->variant;
+    struct open_how *how = (struct open_how *)get_memory(r, 2 * sizeof *how, 16);
+    memset(how, 0, 2 * sizeof *how);
+    how->flags = flags[v / 64 % COUNT_OF(flags)];
+    if (path_of(l) != NULL && strcmp(path_of(l), "fifo0") == 0)
+        how->flags |= O_NONBLOCK;
+    how->mode = how->flags & (O_CREAT | (O_TMPFILE & ~O_DIRECTORY)) || v / 1024 % 8 == 0 ? 0640 : 0;
+    how->resolve = resolve[v / 8192 % COUNT_OF(resolve)];
+    size_t size = sizeof *how;
+    if (v / 131072 % 8 == 0)
+        size += 8; /* a later version's, all zero */
+    if (l->op->spoil == BAD_RESERVED)
+        how[1].flags = size > sizeof *how; /* and not */
+    if (l->op->spoil == BAD_LENGTH)
+        size = l->op->variant % 24;
+    l->copied = how;
+    l->copied_size = 2 * sizeof *how;
+    return upcall_op_openat2(directory_of(l, t), path_of(l), l->op->spoil == BAD_ADDRESS ? NULL : how, size);
+}
+
 static uint64_t leaves_statx(run *r, live *l) {
     (void)r;
     if (l->final.result < 0)
@@ -341,6 +370,8 @@ static uint64_t leaves_message(run *r, live *l) {
     uint64_t hash = hash_bytes(HASH_START, &l->message.msg_namelen, sizeof l->message.msg_namelen);
     hash = hash_bytes(hash, &l->message.msg_controllen, sizeof l->message.msg_controllen);
     hash = hash_bytes(hash, &l->message.msg_flags, sizeof l->message.msg_flags);
+    if (l->final.result >= 0 && l->message.msg_flags & MSG_CMSG_CLOEXEC)
+        broken(r, "operation %d: msg_flags has MSG_CMSG_CLOEXEC", l->number);
     /* Ports and chosen names are chance. */
     return t->row->traits & INET ? hash : hash_bytes(hash, &l->name, sizeof l->name.ss_family);
 }
@@ -366,8 +397,6 @@ static upcall_op make_shutdown(run *r, live *l, thing *t) {
     t->inexact = true;
     int how = hows[l->op->variant % COUNT_OF(hows)];
     /* accept(2) on it differs with O_NONBLOCK; a connect after it, whether it waits. */
-    if (t->row->traits & MESSAGES && (how == SHUT_RD || how == SHUT_RDWR))
-        how = SHUT_WR; /* finding 3: whether a receive ends by it differs */
     if (t->plan.kind == UNIX_LISTENER || t->row->traits & UNCONNECTED)
         how = -1;
     t->reset = t->reset || (t->row->traits & INET && how != SHUT_WR); /* what comes now is answered by a reset */
@@ -455,7 +484,16 @@ static upcall_op make_fadvise(run *r, live *l, thing *t) {
 }
 
 static upcall_op make_readdir(run *r, live *l, thing *t) {
-    return upcall_op_readdir(t->fd, give(r, l, l->op->length, false), l->op->length);
+    return upcall_op_readdir(t->fd, data(r, l, false), length_of(l));
+}
+
+static upcall_op make_madvise(run *r, live *l, thing *t) {
+    static const int some[] = {MADV_NORMAL, MADV_RANDOM, MADV_SEQUENTIAL, MADV_WILLNEED, MADV_DONTNEED, MADV_POPULATE_READ, 99};
+    (void)r;
+    (void)t;
+    const uint32_t v = l->op->variant;
+    unsigned char *at = l->op->spoil == BAD_ADDRESS ? no_access : advised + (v / 8 % 4 << 12) + (v / 32 % 8 == 0);
+    return upcall_op_madvise(at, v / 256 % 3 * 3000, some[v % COUNT_OF(some)]);
 }
 
 static upcall_op make_recvfrom(run *r, live *l, thing *t) {
@@ -557,33 +595,209 @@ static upcall_op make_hardlink(run *r, live *l, thing *t) {
                               passing_name(l->op->variant), some[(r != NULL ? l->op->variant / 64 : 0) % COUNT_OF(some)]);
 }
 
+/* ---- Extended attributes. ---- */
+
+static const char *attribute_of(const live *l) {
+    static const char *const names[] = {"user.a", "user.a", "user.b", "trusted.a", "bad", "", "security.none", "user.none"};
+    return l->op->spoil == BAD_NULL ? NULL : names[l->op->variant % COUNT_OF(names)];
+}
+
+static char *path_with_attributes(run *r, const live *l) {
+    static const char *const names[] = {"present", "present", "folder", "missing", "present/x", "circle"};
+    char *path = (char *)get_memory(r, 128, 16);
+    snprintf(path, 128, "%s/%s", scratch_directory, names[l->op->variant / 16 % COUNT_OF(names)]);
+    r->attributes = true;
+    return path;
+}
+
+static size_t room_for_value(const live *l) {
+    static const size_t sizes[] = {0, 3, 64, 64};
+    return sizes[l->op->variant / 256 % COUNT_OF(sizes)];
+}
+
+static uint64_t leaves_value(run *r, live *l) {
+    (void)r;
+    return hash_bytes(HASH_START, l->buffer, 64);
+}
+
 static upcall_op make_fgetxattr(run *r, live *l, thing *t) {
-    static const char *const names[] = {"user.none", "trusted.none", "bad", "", "security.none"};
-    return upcall_op_fgetxattr(t->fd, names[l->op->variant % COUNT_OF(names)], give(r, l, 64, false),
-                               l->op->variant / 8 % 2 ? 64 : 0);
+    return upcall_op_fgetxattr(t->fd, attribute_of(l), give(r, l, 64, false), room_for_value(l));
 }
 
 static upcall_op make_getxattr(run *r, live *l, thing *t) {
-    static const char *const names[] = {"user.none", "trusted.none", "bad", "", "security.none"};
-    static const char *const paths[] = {"/dev/null", "/dev/null/x", "", "/no such place"};
     (void)t;
-    return upcall_op_getxattr(paths[l->op->variant / 16 % 4], names[l->op->variant % COUNT_OF(names)],
-                              give(r, l, 64, false), l->op->variant / 8 % 2 ? 64 : 0);
+    char *path = path_with_attributes(r, l);
+    return upcall_op_getxattr(path, attribute_of(l), give(r, l, 64, false), room_for_value(l));
+}
+
+static const void *value_of(run *r, live *l, size_t *size) {
+    static const size_t sizes[] = {0, 3, 5, 64, 64, 200, 65537};
+    *size = sizes[l->op->variant / 256 % COUNT_OF(sizes)];
+    l->copied_size = *size;
+    l->copied = get_memory(r, *size + 1, 16);
+    memset(l->copied, l->number, *size);
+    return *size == 0 ? NULL : l->copied;
+}
+
+static int attribute_flags(const live *l) {
+    static const int some[] = {0, 0, XATTR_CREATE, XATTR_REPLACE, 0x100};
+    return some[l->op->variant / 4096 % COUNT_OF(some)];
+}
+
+static upcall_op make_setxattr(run *r, live *l, thing *t) {
+    size_t size;
+    (void)t;
+    char *path = path_with_attributes(r, l);
+    const void *value = value_of(r, l, &size);
+    return upcall_op_setxattr(path, attribute_of(l), value, size, attribute_flags(l));
+}
+
+static upcall_op make_fsetxattr(run *r, live *l, thing *t) {
+    size_t size;
+    r->attributes = true;
+    const void *value = value_of(r, l, &size);
+    return upcall_op_fsetxattr(t->fd, attribute_of(l), value, size, attribute_flags(l));
+}
+
+/* ---- Processes and threads. ---- */
+
+static uint32_t no_futex;
+
+static uint64_t futex_mask(const live *l) {
+    static const uint64_t masks[] = {~0u, ~0u, 2, 4, 0, UINT64_C(1) << 32};
+    return masks[l->op->variant / 4 % COUNT_OF(masks)];
+}
+
+static uint32_t futex_flags(const live *l) {
+    static const uint32_t some[] = {0, 0, UPCALL_FUTEX_PRIVATE, 2, 2 | UPCALL_FUTEX_PRIVATE, 0x40};
+    return some[l->op->variant / 32 % COUNT_OF(some)];
+}
+
+static uint32_t *futex_of(const live *l, const thing *t) {
+    uint32_t *word = t->word != NULL ? t->word : &no_futex;
+    return l->op->spoil == BAD_NULL ? NULL : l->op->spoil == BAD_ADDRESS ? (uint32_t *)((char *)word + 1) : word;
+}
+
+static upcall_op make_futex_wait(run *r, live *l, thing *t) {
+    (void)r;
+    /* A word that nobody wakes has another value. */
+    const bool other = t->word == NULL || l->op->variant % 4 == 0;
+    return upcall_op_futex_wait(futex_of(l, t), other, futex_mask(l), futex_flags(l));
 }
 
 static upcall_op make_futex_wake(run *r, live *l, thing *t) {
-    static uint32_t word;
     (void)r;
+    return upcall_op_futex_wake(futex_of(l, t), l->op->variant % 4, futex_mask(l), futex_flags(l));
+}
+
+static upcall_op make_signal(run *r, live *l, thing *t) {
+    static const int bad[] = {0, 65, SIGKILL, SIGSTOP, SIGSEGV, -1};
+    (void)r;
+    return upcall_op_signal(t->signo == 0 || l->op->spoil == BAD_LENGTH ? bad[l->op->variant % COUNT_OF(bad)] : t->signo);
+}
+
+/* `due`: the child is what it waits for. */
+static upcall_op make_waitid(run *r, live *l, thing *t) {
+    static const int some[] = {WEXITED, WEXITED, WEXITED, WEXITED | WNOWAIT, WEXITED | WSTOPPED, WEXITED | WNOHANG, 0, 0x100};
+    (void)r;
+    const uint32_t v = l->op->variant;
+    const int options = some[v % COUNT_OF(some)];
+    void *info = v / 8 % 4 == 0 ? NULL : &l->info;
+    memset(&l->info, POISON, sizeof l->info);
+    l->due = t->child != 0;
+    if (t->child != 0 && v / 32 % 2 == 0 && t->fd != NOWHERE)
+        return upcall_op_waitid(P_PIDFD, (uint32_t)t->fd, info, options);
+    if (t->child != 0 && v / 64 % 8 != 0)
+        return upcall_op_waitid(P_PID, (uint32_t)t->child, info, options);
+    l->due = false;
+    static const uint32_t types[] = {P_PID, P_PIDFD, 77, P_PID};
+    const uint32_t nobody[] = {(uint32_t)getpid(), NOWHERE, 1, 0};
+    return upcall_op_waitid(types[v / 512 % 4], nobody[v / 512 % 4], info, options);
+}
+
+static uint64_t leaves_info(run *r, live *l) {
+    (void)r;
+    if (l->final.result != 0 || l->submitted.addr == 0)
+        return hash_bytes(HASH_START, &l->info, sizeof l->info);
+    uint64_t hash = hash_bytes(HASH_START, &l->info.si_signo, sizeof l->info.si_signo);
+    hash = hash_bytes(hash, &l->info.si_code, sizeof l->info.si_code);
+    return hash_bytes(hash, &l->info.si_status, sizeof l->info.si_status);
+}
+
+/* Nothing that needs a name server. */
+static upcall_op make_getaddrinfo(run *r, live *l, thing *t) {
+    static const char *const nodes[] = {"127.0.0.1", "::1", "1.2.3", "no number", "", NULL};
+    static const char *const services[] = {"80", "0", NULL, "http", "99999", "-1"};
+    static const int families[] = {AF_UNSPEC, AF_INET, AF_INET6, 199}, types[] = {0, SOCK_STREAM, SOCK_DGRAM, 77};
+    const uint32_t v = l->op->variant;
+    struct addrinfo *hints = (struct addrinfo *)get_memory(r, sizeof *hints, 16);
     (void)t;
-    return upcall_op_futex_wake(&word, l->op->variant % 3, l->op->variant / 4 % 4 == 0 ? 0 : ~0u,
-                                l->op->variant / 16 % 4 == 0 ? 128 : 0);
+    *hints = (struct addrinfo){.ai_flags = AI_NUMERICHOST | AI_NUMERICSERV | (v % 8 == 0 ? AI_PASSIVE : 0),
+                               .ai_family = families[v / 8 % 4], .ai_socktype = types[v / 32 % 4]};
+    if (v / 128 % 16 == 0)
+        hints->ai_flags |= 0x8000000;
+    l->copied = hints;
+    l->copied_size = sizeof *hints;
+    l->found = NULL;
+    return upcall_op_getaddrinfo(nodes[v / 2048 % COUNT_OF(nodes)], services[v / 32768 % COUNT_OF(services)], hints,
+                                 l->op->spoil == BAD_NULL ? NULL : &l->found);
+}
+
+static uint64_t leaves_addresses(run *r, live *l) {
+    uint64_t hash = HASH_START;
+    if (l->final.result != 0 && l->found != NULL)
+        broken(r, "operation %d: addresses were written, result %lld", l->number, (long long)l->final.result);
+    for (const struct addrinfo *a = l->found; a != NULL; a = a->ai_next) {
+        const int words[] = {a->ai_flags, a->ai_family, a->ai_socktype, a->ai_protocol};
+        hash = hash_bytes(hash, words, sizeof words);
+        hash = hash_bytes(hash, a->ai_addr, a->ai_addrlen);
+    }
+    if (l->found != NULL)
+        freeaddrinfo(l->found);
+    l->found = NULL;
+    return hash;
+}
+
+/* ---- From one object to another. ---- */
+
+static int second_fd(const run *r, const live *l) {
+    return l->second < 0 ? sink_fd : r->thing[l->second].fd;
+}
+
+/* Mostly what such a descriptor can have. */
+static int64_t place_in(const live *l, const thing *t, unsigned shift) {
+    const bool file = t != NULL && t->row->traits & STORES;
+    const uint32_t v = l->op->variant >> shift;
+    if (l->op->spoil == BAD_OFFSET)
+        return -2;
+    return v % (file ? 2 : 16) != 0 ? -1 : l->op->offset > INT64_MAX / 2 ? l->op->offset : l->op->offset / 2;
+}
+
+static const thing *second_thing(const run *r, const live *l) {
+    return l->second < 0 ? NULL : &r->thing[l->second];
+}
+
+static uint32_t splice_flags(const live *l) {
+    static const uint32_t some[] = {0, 0, 0, 1, 4, 2, 0x100, 0};
+    return some[l->op->variant / 8 % COUNT_OF(some)];
 }
 
 static upcall_op make_splice(run *r, live *l, thing *t) {
-    static const int64_t places[] = {-1, -1, -1, 0, 5};
-    (void)r;
-    return upcall_op_splice(t->fd, places[l->op->variant % COUNT_OF(places)], sink_fd, -1, l->op->length,
-                            l->op->variant / 8 % 8 == 0 ? 0x100 : 0);
+    return upcall_op_splice(t->fd, place_in(l, t, 8), second_fd(r, l), place_in(l, second_thing(r, l), 12), length_of(l),
+                            splice_flags(l));
+}
+
+static upcall_op make_tee(run *r, live *l, thing *t) {
+    return upcall_op_tee(t->fd, second_fd(r, l), length_of(l), splice_flags(l));
+}
+
+static upcall_op make_sendfile(run *r, live *l, thing *t) {
+    return upcall_op_sendfile(second_fd(r, l), t->fd, place_in(l, t, 8), length_of(l));
+}
+
+static upcall_op make_copy_range(run *r, live *l, thing *t) {
+    return upcall_op_copy_range(t->fd, place_in(l, t, 8), second_fd(r, l), place_in(l, second_thing(r, l), 12), length_of(l),
+                                l->op->variant / 8 % 16 == 0);
 }
 
 const operation_row operation_rows[] = {
@@ -620,7 +834,7 @@ const operation_row operation_rows[] = {
     {"fallocate", OUT, ENDS, 0, FILE_KINDS, make_fallocate, NULL},
     {"ftruncate", OUT, ENDS, 0, FILE_KINDS, make_ftruncate, NULL},
     {"fadvise", OUT, ENDS, 0, FILE_KINDS, make_fadvise, NULL},
-    {"readdir", IN, ENDS, PATHS, KIND(DIRECTORY), make_readdir, NULL},
+    {"readdir", IN, ENDS, PATHS | CURSOR | REPEATS | LENDS | LENDS_ALWAYS | LISTS, KIND(DIRECTORY), make_readdir, NULL},
     {"recvfrom", IN, FOR_IN, FULLY | GETS, SOCKET_PAIRS, make_recvfrom, leaves_name},
     {"sendto", OUT, FOR_OUT, FULLY | PUTS, SOCKET_PAIRS | FRESH, make_sendto, NULL},
     {"getsockopt", STATE, ENDS, 0, SOCKET_PAIRS | FRESH | LISTENERS, make_getsockopt, leaves_option},
@@ -631,10 +845,21 @@ const operation_row operation_rows[] = {
     {"mkdir", STATE, ENDS, PATHS, KIND(DIRECTORY), make_mkdir, NULL},
     {"symlink", STATE, ENDS, PATHS, KIND(DIRECTORY), make_symlink, NULL},
     {"hardlink", STATE, ENDS, PATHS, KIND(DIRECTORY), make_hardlink, NULL},
-    {"fgetxattr", STATE, ENDS, 0, FILE_KINDS | KIND(DIRECTORY), make_fgetxattr, NULL},
-    {"getxattr", NOTHING, ENDS, 0, KIND(DIRECTORY), make_getxattr, NULL},
-    {"futex_wake", NOTHING, ENDS, 0, EVERYTHING, make_futex_wake, NULL},
-    {"splice", IN, FOR_IN, DRAINS, KIND(PIPE_IN) | KIND(FIFO_IN), make_splice, NULL},
+    {"openat2", STATE, ENDS, MAKES_FD | PATHS, KIND(DIRECTORY) | KIND(REGULAR), make_openat2, NULL},
+    {"fgetxattr", STATE, ENDS, PATHS, FILE_KINDS | KIND(DIRECTORY), make_fgetxattr, leaves_value},
+    {"getxattr", STATE, ENDS, PATHS, KIND(DIRECTORY), make_getxattr, leaves_value},
+    {"fsetxattr", STATE, ENDS, PATHS, FILE_KINDS | KIND(DIRECTORY), make_fsetxattr, NULL},
+    {"setxattr", STATE, ENDS, PATHS, KIND(DIRECTORY), make_setxattr, NULL},
+    {"madvise", NOTHING, ENDS, 0, EVERYTHING, make_madvise, NULL},
+    {"futex_wait", IN, FOR_WAKE, 0, KIND(FUTEX), make_futex_wait, NULL},
+    {"futex_wake", STATE, ENDS, 0, KIND(FUTEX), make_futex_wake, NULL},
+    {"signal", NOTHING, FOR_WAKE, REPEATS, KIND(SIGNAL), make_signal, NULL},
+    {"waitid", IN, FOR_CHILD, 0, KIND(CHILD), make_waitid, leaves_info},
+    {"getaddrinfo", NOTHING, ENDS, 0, EVERYTHING, make_getaddrinfo, leaves_addresses},
+    {"splice", IN, FOR_BOTH, TWO | FULLY | DRAINS, STREAM_KINDS | KIND(REGULAR), make_splice, NULL},
+    {"tee", IN, FOR_BOTH, TWO, KIND(PIPE_IN) | KIND(FIFO_IN), make_tee, NULL},
+    {"sendfile", IN, FOR_BOTH, TWO | FULLY | DRAINS, FILE_KINDS, make_sendfile, NULL},
+    {"copy_range", IN, ENDS, TWO | FULLY, FILE_KINDS, make_copy_range, NULL},
     {"work", NOTHING, ENDS, 0, EVERYTHING, make_work, NULL},
 };
 const unsigned operation_row_count = COUNT_OF(operation_rows);

@@ -1,13 +1,16 @@
 /* Runs a program on one loop. */
 #include "differential.h"
 
+#include <dirent.h>
 #include <poll.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdarg.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
+#include <sys/xattr.h>
 
 enum { GUARD = 32, POISON = 0xa5, ARENA = 4 << 20, MANY_EVENTS = 80000, SHORT_NS = 1500000 };
 
@@ -15,6 +18,7 @@ uint64_t patience_ns = 5 * UPCALL_SECOND;
 char scratch_directory[64];
 int scratch_fd = -1, disk_fd = -1, sink_fd = -1;
 void *no_access;
+unsigned char *advised;
 static unsigned char *arena, *arena_next;
 
 uint64_t now_ns(void) {
@@ -99,7 +103,8 @@ void prepare_process(void) {
     }
     no_access = mmap(NULL, 1 << 20, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     arena = mmap(NULL, ARENA, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (no_access == MAP_FAILED || arena == MAP_FAILED) {
+    advised = mmap(NULL, ADVISED, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (no_access == MAP_FAILED || advised == MAP_FAILED || arena == MAP_FAILED) {
         perror("mmap");
         exit(2);
     }
@@ -183,6 +188,39 @@ static int submit_elsewhere(run *r, const upcall_op *ops, size_t count, upcall_i
     return result;
 }
 
+/* ---- Order. ---- */
+
+static const uint32_t LINKS = UPCALL_LINK | UPCALL_LINK_ALWAYS;
+
+/* It is over as far as its order goes: a zero-copy send has its result before its buffer is free. */
+static bool is_over(const live *l) {
+    return !l->accepted || l->ended || (l->submitted.flags & UPCALL_ZEROCOPY && l->events > 0);
+}
+
+/* Operation `last` of a submit, and all before it, have ended. */
+static bool all_ended(const run *r, int last) {
+    for (int i = last - last % MAX_BATCH; i <= last; i++)
+        if (!is_over(&r->live[i]))
+            return false;
+    return true;
+}
+
+/* Nothing before it in its submit holds it back. */
+static bool may_start(const run *r, const live *l) {
+    bool linked = true;
+    for (int i = l->number; i % MAX_BATCH > 0;) {
+        const live *after = &r->live[i--], *before = &r->live[i];
+        if (after->accepted && after->submitted.flags & UPCALL_DRAIN && !all_ended(r, i))
+            return false;
+        if (!before->accepted)
+            continue;
+        linked = linked && before->submitted.flags & LINKS;
+        if ((linked || before->submitted.flags & UPCALL_DRAIN) && !is_over(before))
+            return false;
+    }
+    return true;
+}
+
 /* ---- Events. ---- */
 
 static void give_back(run *r, unsigned keep) {
@@ -264,6 +302,26 @@ static void on_descriptor(run *r, live *l, int fd) {
         t->waiting--;
 }
 
+/* The operations at an object that has no descriptor are woken: `woken` waiters of a futex; a signal is told to all. */
+static void wake(run *r, int object, int64_t woken) {
+    for (int i = 0; i < MAX_LIVE; i++) {
+        live *l = &r->live[i];
+        if (l->accepted && !l->ended && l->thing == object && l->row->waits == FOR_WAKE && may_start(r, l))
+            l->due = woken > 0 || r->thing[object].plan.kind == SIGNAL;
+    }
+}
+
+/* Names and types: the rest of a record is chance. */
+static void on_records(live *l, const upcall_event *event) {
+    const void *records = event->buffer != NULL ? event->buffer : l->buffer;
+    for (const upcall_dirent *d = NULL; (d = upcall_dirent_next(records, event->result, d)) != NULL;) {
+        const char *name = upcall_dirent_name(d);
+        l->hash = hash_bytes(l->hash, name, strlen(name) + 1);
+        l->hash = hash_bytes(l->hash, (const unsigned char *)d + offsetof(upcall_dirent, type), 1);
+        l->bytes++;
+    }
+}
+
 static void on_final(run *r, live *l, const upcall_event *event) {
     thing *t = &r->thing[l->thing];
     l->ended = true;
@@ -271,6 +329,10 @@ static void on_final(run *r, live *l, const upcall_event *event) {
     l->final = *event;
     if (l->row->traits & DRAINS)
         t->got += event->transferred;
+    if (l->second >= 0)
+        r->thing[l->second].sent += event->transferred;
+    if (t->plan.kind == FUTEX && strcmp(l->row->name, "futex_wake") == 0 && event->result > 0)
+        wake(r, l->thing, event->result);
     if (l->row->traits & PUTS)
         t->sent += event->transferred;
     if (l->row->traits & CLOSES && event->result == 0) {
@@ -298,6 +360,7 @@ static void on_event(run *r, const upcall_event *event) {
         (more && !(l->submitted.flags & UPCALL_MULTISHOT) && !(zerocopy && l->events == 0)))
         return broken(r, "operation %d: event flags %#x", l->number, event->flags);
     l->changed = true;
+    l->due = false;
     l->events += more;
     if (zerocopy && more)
         l->final = *event;
@@ -309,6 +372,8 @@ static void on_event(run *r, const upcall_event *event) {
         return broken(r, "operation %d: a buffer was lent", l->number);
     if (l->row->traits & GETS && (event->transferred > 0 || event->buffer != NULL))
         on_arrival(r, l, event, event->transferred);
+    if (l->row->traits & LISTS && event->result > 0)
+        on_records(l, event);
     if (l->row->traits & MAKES_FD && event->result >= 0)
         on_descriptor(r, l, (int)event->result);
     if (event->buffer != NULL) {
@@ -341,37 +406,6 @@ static unsigned turn(run *r, int64_t timeout_ns) {
 }
 
 /* ---- What could go on. ---- */
-
-static const uint32_t LINKS = UPCALL_LINK | UPCALL_LINK_ALWAYS;
-
-/* It is over as far as its order goes: a zero-copy send has its result before its buffer is free. */
-static bool is_over(const live *l) {
-    return !l->accepted || l->ended || (l->submitted.flags & UPCALL_ZEROCOPY && l->events > 0);
-}
-
-/* Operation `last` of a submit, and all before it, have ended. */
-static bool all_ended(const run *r, int last) {
-    for (int i = last - last % MAX_BATCH; i <= last; i++)
-        if (!is_over(&r->live[i]))
-            return false;
-    return true;
-}
-
-/* Nothing before it in its submit holds it back. */
-static bool may_start(const run *r, const live *l) {
-    bool linked = true;
-    for (int i = l->number; i % MAX_BATCH > 0;) {
-        const live *after = &r->live[i--], *before = &r->live[i];
-        if (after->accepted && after->submitted.flags & UPCALL_DRAIN && !all_ended(r, i))
-            return false;
-        if (!before->accepted)
-            continue;
-        linked = linked && before->submitted.flags & LINKS;
-        if ((linked || before->submitted.flags & UPCALL_DRAIN) && !is_over(before))
-            return false;
-    }
-    return true;
-}
 
 static bool waits_its_turn(const run *r, const live *l) {
     if (!(l->row->traits & CURSOR))
@@ -409,6 +443,21 @@ static bool ready_to_read(const run *r, const live *l) {
     return false;
 }
 
+/* The wrong end of a pipe, or what is not open, is told at once. */
+static bool both_ready(const run *r, const live *l) {
+    const thing *in = &r->thing[l->thing], *out = l->second < 0 ? NULL : &r->thing[l->second];
+    if (l->op->length == 0 || in->plan.kind == PIPE_OUT || in->closed ||
+        (out != NULL && (out->closed || out->plan.kind == PIPE_IN || out->plan.kind == FIFO_IN)))
+        return true;
+    return is_ready(in, POLLIN) && (out == NULL || is_ready(out, POLLOUT));
+}
+
+static bool child_has_ended(const run *r, const live *l) {
+    const thing *t = &r->thing[l->thing];
+    struct pollfd one = {.fd = t->helper, .events = POLLIN};
+    return !l->due || poll(&one, 1, 0) > 0;
+}
+
 static bool could_go_on(const run *r, const live *l) {
     const thing *t = &r->thing[l->thing];
     if (!l->accepted || l->ended)
@@ -423,7 +472,7 @@ static bool could_go_on(const run *r, const live *l) {
     if (l->submitted.timeout_ns != 0 && l->submitted.timeout_ns < UPCALL_SECOND && !(dry && repeats))
         return true;
     switch (l->row->waits) {
-    case ENDS: return true;
+    case ENDS: return !dry;
     case FOR_IN: return !dry && ready_to_read(r, l);
     case FOR_OUT:
         /* A terminal takes the little that is written to it, but perhaps on a thread. */
@@ -433,8 +482,34 @@ static bool could_go_on(const run *r, const live *l) {
         if (strcmp(l->row->name, "sleep_until") == 0)
             return l->submitted.len < now_ns() + UPCALL_SECOND;
         return !repeats && l->submitted.len < UPCALL_SECOND;
+    case FOR_BOTH: return both_ready(r, l);
+    case FOR_WAKE: return l->due || (t->plan.kind == FUTEX && l->submitted.len != 0);
+    case FOR_CHILD: return child_has_ended(r, l);
     default: return false;
     }
+}
+
+/* No thread but this one runs: what is not done now waits for something. */
+static bool threads_sleep(void) {
+    bool asleep = true;
+    DIR *tasks = opendir("/proc/self/task");
+    const struct dirent *task;
+    while (tasks != NULL && asleep && (task = readdir(tasks)) != NULL) {
+        char path[300], text[256];
+        if (task->d_name[0] == '.' || atoi(task->d_name) == getpid())
+            continue;
+        snprintf(path, sizeof path, "/proc/self/task/%s/stat", task->d_name);
+        int fd = open(path, O_RDONLY | O_CLOEXEC);
+        ssize_t count = fd < 0 ? 0 : read(fd, text, sizeof text - 1);
+        if (fd >= 0)
+            close(fd);
+        text[count > 0 ? count : 0] = '\0';
+        const char *state = strrchr(text, ')');
+        asleep = state == NULL || state[2] == 'S' || state[2] == 'I';
+    }
+    if (tasks != NULL)
+        closedir(tasks);
+    return asleep;
 }
 
 static const live *first_that_could(const run *r) {
@@ -482,11 +557,13 @@ static void write_down(run *r) {
 static void settle(run *r) {
     uint64_t since = 0;
     unsigned idle = 0;
+    bool quiet = false;
     const uint64_t before = r->events;
     while (r->log->broken[0] == '\0') {
         if (r->events - before > MANY_EVENTS)
             broken(r, "events without end");
         if (turn(r, 0) > 0) {
+            quiet = false;
             idle = 0;
             since = 0;
             continue;
@@ -494,8 +571,15 @@ static void settle(run *r) {
         if (++idle < 2)
             continue;
         const live *l = first_that_could(r);
-        if (l == NULL)
-            break;
+        if (l == NULL) {
+            if (!r->threads || quiet)
+                break;
+            quiet = threads_sleep();
+            if (!quiet)
+                sched_yield();
+            continue;
+        }
+        quiet = false;
         if (turn(r, 2 * (int64_t)UPCALL_MILLISECOND) > 0) {
             idle = 0;
             since = 0;
@@ -524,6 +608,9 @@ static unsigned claims_of(const thing *t, const operation_row *row, const operat
      * comes first. */
     if (claims != NOTHING && (t->row->traits & (STORES | COUNTS) || t->reset))
         claims = IN | OUT;
+    /* A pipe that was spliced takes no more where its last page has room, on a backend that polls first. */
+    if (row->traits & TWO && t->plan.kind == PIPE_OUT)
+        claims = IN | OUT;
     return claims;
 }
 
@@ -543,8 +630,38 @@ static bool take_claim(claims *c, int object, unsigned wanted, int strand) {
     return true;
 }
 
+/* The object that the operation moves bytes to; -1: none. */
+static int second_of(const operation *op, const operation_row *row) {
+    return row->traits & TWO && op->second < MAX_OBJECTS ? op->second : -1;
+}
+
+static unsigned second_claims(const thing *t) {
+    return t->row->traits & (STORES | COUNTS) || t->reset ? IN | OUT : OUT;
+}
+
+/* Whether an operation that wants this of an object can be done next to one in flight without a race. */
+static bool shares(const run *r, const live *l, const operation *op, const operation_row *row, int object,
+                   unsigned wanted, bool ordered) {
+    if (l->thing != object && l->second != object)
+        return true;
+    const unsigned state = l->thing == object ? l->row->claims & STATE : NOTHING;
+    const unsigned taken = (l->thing == object ? l->claims : NOTHING) | (l->second == object ? l->second_claims : NOTHING);
+    if (row->traits & CLOSES && l->row->traits & CLOSES)
+        return false;
+    if (wanted & STATE && (r->unsettled || state))
+        return false;
+    if (state && r->unsettled)
+        return false;
+    if (!(wanted & taken))
+        return true;
+    const bool take_turns = row->traits & CURSOR && l->row->traits & CURSOR && row->claims == l->row->claims;
+    return take_turns && !ordered && op->deadline != SHORT && !(l->submitted.flags & (LINKS | UPCALL_DRAIN)) &&
+           l->number % MAX_BATCH == 0;
+}
+
 /* Whether the operation can be done next to what is in flight without a race. */
 static bool gets_along(const run *r, const operation *op, const operation_row *row, unsigned wanted, bool ordered) {
+    const int second = second_of(op, row);
     for (int i = 0; i < MAX_LIVE; i++) {
         const live *l = &r->live[i];
         if (!l->accepted || l->ended)
@@ -553,22 +670,9 @@ static bool gets_along(const run *r, const operation *op, const operation_row *r
             return false;
         if (row->traits & PATHS && l->row->traits & PATHS)
             return false;
-        if (l->thing != op->object)
-            continue;
-        if (row->traits & CLOSES && l->row->traits & CLOSES)
+        if (!shares(r, l, op, row, op->object, wanted, ordered))
             return false;
-        if (wanted & STATE && (r->unsettled || l->row->claims & STATE))
-            return false;
-        if (l->row->claims & STATE && r->unsettled)
-            return false;
-        /* Finding 4: whether a unix socket's own shutdown ends a send that waits differs. */
-        if (strcmp(row->name, "shutdown") == 0 && l->claims & OUT)
-            return false;
-        if (!(wanted & l->claims))
-            continue;
-        const bool take_turns = row->traits & CURSOR && l->row->traits & CURSOR && row->claims == l->row->claims;
-        if (!take_turns || ordered || op->deadline == SHORT || l->submitted.flags & (LINKS | UPCALL_DRAIN) ||
-            i % MAX_BATCH != 0)
+        if (second >= 0 && !shares(r, l, op, row, second, second_claims(&r->thing[second]), ordered))
             return false;
     }
     return true;
@@ -576,7 +680,7 @@ static bool gets_along(const run *r, const operation *op, const operation_row *r
 
 static bool is_used(const run *r, int object) {
     for (int i = 0; i < MAX_LIVE; i++)
-        if (r->live[i].accepted && !r->live[i].ended && r->live[i].thing == object)
+        if (r->live[i].accepted && !r->live[i].ended && (r->live[i].thing == object || r->live[i].second == object))
             return true;
     return false;
 }
@@ -596,7 +700,14 @@ static void set_options(run *r, live *l, const thing *t) {
         made->flags &= ~(uint32_t)UPCALL_FULL;
     deadline limit = (deadline)op->deadline;
     /* Whether a thread or the clock is faster is chance. */
-    if (limit == SHORT && (l->row->waits == ENDS || l->row->traits & DRAINS || on_thread_or_pool(t)))
+    if (limit == SHORT && (l->row->waits == ENDS || (on_thread_or_pool(t) && l->row->waits != FOR_BOTH)))
+        limit = FAR;
+    /* A receive at a socket of messages that is shut down ends on a thread of the kernel's. */
+    if (limit == SHORT && t->row->traits & MESSAGES && t->inexact)
+        limit = FAR;
+    if (limit == SHORT && ((l->row->waits == FOR_BOTH && (l->number % MAX_BATCH > 0 || both_ready(r, l))) ||
+                           (l->row->waits == FOR_CHILD && child_has_ended(r, l)) ||
+                           (t->plan.kind == FUTEX && made->len != 0)))
         limit = FAR;
     /* A machine that is busy elsewhere may let the idle limit pass between two events. */
     if (limit == SHORT && made->flags & UPCALL_MULTISHOT && is_ready(t, POLLIN))
@@ -638,24 +749,33 @@ static void submit(run *r, const step *s) {
         if (count == 0 || !(ops[count - 1].flags & LINKS))
             strand++;
         const bool takes_buffers = row->traits & LENDS && op->lends;
-        /* Finding 6: with no buffer left, an error that needs none comes at once or later. */
-        const bool cannot_read = takes_buffers && r->program->holds && (t->closed || !(t->row->traits & STREAM));
-        if (cannot_read || c.closing[op->object] || (takes_buffers && r->program->holds && c.lends) || !room_left(op->length) ||
+        const int second = second_of(op, row);
+        /* How much a terminal takes is timing. */
+        const bool slow = row->traits & TWO && (t->row->traits & SLOWLY || (second >= 0 && r->thing[second].row->traits & SLOWLY));
+        /* A pidfd can be neither read nor written: the ring waits for it all the same. */
+        const bool senseless = t->plan.kind == CHILD && row->traits & (GETS | PUTS) && strncmp(row->name, "recv", 4) != 0 &&
+                               strncmp(row->name, "send", 4) != 0;
+        if (slow || senseless || c.closing[op->object] || (second >= 0 && c.closing[second]) || (takes_buffers && r->program->holds && c.lends) || !room_left(op->length) ||
             !gets_along(r, op, row, wanted, ordered || s->count > 1) ||
             (row->traits & CLOSES && c.touched[op->object] && is_used(r, op->object)) ||
             (row->traits & PATHS && !take_claim(&c, MAX_OBJECTS, STATE, strand)) ||
-            !take_claim(&c, op->object, wanted, strand)) {
+            !take_claim(&c, op->object, wanted, strand) ||
+            (second >= 0 && !take_claim(&c, second, second_claims(&r->thing[second]), strand))) {
             note(r, R_SKIPPED, number, 0, 0, 0);
             c = before;
             continue;
         }
         drained = op->flags & UPCALL_DRAIN;
         c.touched[op->object] = true;
+        if (second >= 0)
+            c.touched[second] = true;
         c.closing[op->object] = row->traits & CLOSES;
         c.lends += takes_buffers;
         live *l = &r->live[number];
-        *l = (live){.run = r, .op = op, .row = row, .number = number, .thing = op->object, .claims = wanted,
+        *l = (live){.run = r, .op = op, .row = row, .number = number, .thing = op->object, .second = second,
+                    .claims = wanted, .second_claims = second < 0 ? NOTHING : second_claims(&r->thing[second]),
                     .hash = HASH_START};
+        r->threads = r->threads || row->waits == FOR_BOTH || row->waits == FOR_WAKE;
         l->submitted = row->make(r, l, t);
         set_options(r, l, t);
         batch[count] = l;
@@ -681,13 +801,16 @@ static void submit(run *r, const step *s) {
     for (size_t i = 0; i < count; i++) {
         batch[i]->accepted = rc == 0;
         batch[i]->id = ids[i];
-        batch[i]->unsure = r->thing[batch[i]->thing].reset && batch[i]->row->claims & (IN | OUT);
+        batch[i]->unsure = (r->thing[batch[i]->thing].reset && batch[i]->row->claims & (IN | OUT)) ||
+                           (batch[i]->second >= 0 && r->thing[batch[i]->second].reset);
         operations_run += rc == 0;
         /* The addresses and vectors were copied: what the program does with its own does not matter. */
         upcall_op *made = &ops[i];
         const unsigned char *at = (const unsigned char *)(uintptr_t)made->addr;
         if (at >= scratch_from && at < arena_next && at != batch[i]->buffer)
             memset((void *)(uintptr_t)made->addr, 0xee, 16);
+        if (batch[i]->copied != NULL)
+            memset(batch[i]->copied, 0xee, batch[i]->copied_size);
     }
     memset(ops, 0xee, sizeof ops);
 }
@@ -720,7 +843,7 @@ static void cancel_many(run *r, const step *s) {
     const thing *t = &r->thing[s->object];
     for (int i = 0; i < MAX_LIVE; i++)
         if (is_live(&r->live[i]) &&
-            (s->kind == CANCEL_ALL || (!t->closed && r->live[i].submitted.fd == t->fd && may_start(r, &r->live[i]))))
+            (s->kind == CANCEL_ALL || (!t->closed && (r->live[i].submitted.fd == t->fd || r->live[i].second == s->object) && may_start(r, &r->live[i]))))
             r->live[i].asked = true;
     note(r, R_REQUEST, s->object, s->kind == CANCEL_ALL ? upcall_cancel_all(r->loop) : upcall_cancel_fd(r->loop, t->fd),
          0, 0);
@@ -729,13 +852,13 @@ static void cancel_many(run *r, const step *s) {
 /* Whether an operation in flight meets the error first, or the end that comes with it, is timing. */
 static void divide_errors(run *r, int object) {
     for (int i = 0; i < MAX_LIVE; i++)
-        r->live[i].unsure |= is_live(&r->live[i]) && r->live[i].thing == object &&
-                             r->live[i].row->claims & (IN | OUT);
+        r->live[i].unsure |= is_live(&r->live[i]) && ((r->live[i].thing == object && r->live[i].row->claims & (IN | OUT)) ||
+                                                      r->live[i].second == object);
 }
 
 static bool sends_wait(const run *r, int object) {
     for (int i = 0; i < MAX_LIVE; i++)
-        if (is_live(&r->live[i]) && r->live[i].thing == object && r->live[i].claims & OUT)
+        if (is_live(&r->live[i]) && ((r->live[i].thing == object && r->live[i].claims & OUT) || r->live[i].second == object))
             return true;
     return false;
 }
@@ -745,8 +868,12 @@ static void outside(run *r, const step *s) {
     const bool open = t->peer >= 0;
     switch (s->kind) {
     case PUT:
-        if (t->row->put != NULL && (open || !(t->row->traits & PAIR)))
-            note(r, R_OUTSIDE, s->object, t->row->put(r, t, s->amount, s->variant), 0, 0);
+        if (t->row->put != NULL && (open || !(t->row->traits & PAIR))) {
+            const int64_t result = t->row->put(r, t, s->amount, s->variant);
+            note(r, R_OUTSIDE, s->object, result, 0, 0);
+            if (t->row->traits & WAKES)
+                wake(r, s->object, result);
+        }
         break;
     case TAKE:
         if (open)
@@ -857,6 +984,23 @@ static void end_all(run *r, upcall_loop **loop) {
     give_back(r, 0);
 }
 
+static void remove_attributes(void) {
+    static const char *const names[] = {"user.a", "user.b", "user.none", "trusted.a", "security.none"}, *const files[] = {".", "present", "folder"};
+    for (unsigned i = 0; i < COUNT_OF(files); i++) {
+        char path[128];
+        snprintf(path, sizeof path, "%s/%s", scratch_directory, files[i]);
+        for (unsigned k = 0; k < COUNT_OF(names); k++)
+            removexattr(path, names[k]);
+    }
+}
+
+static void unregister(run *r) {
+    int rc = r->registered ? upcall_unregister_buffers(r->loop) : 0;
+    if (rc != 0)
+        broken(r, "upcall_unregister_buffers: %d", rc);
+    r->registered = false;
+}
+
 void run_program(const program *p, upcall_loop **loop, transcript *log) {
     static run state;
     run *r = &state;
@@ -874,8 +1018,18 @@ void run_program(const program *p, upcall_loop **loop, transcript *log) {
         make_thing(r, &r->thing[i], p->object[i]);
     if (p->buffers != 0 && upcall_buffers_new(r->loop, p->buffers, p->buffer_size, &r->pool) != 0)
         broken(r, "upcall_buffers_new: %s", upcall_last_error());
+    if (p->registers != 0) {
+        /* Some memory is in neither part, some in both. */
+        const struct iovec parts[] = {{arena, 64 << 10}, {arena + (64 << 10), 64 << 10}};
+        int rc = upcall_register_buffers(r->loop, parts, COUNT_OF(parts));
+        if (rc != 0)
+            broken(r, "upcall_register_buffers: %d", rc);
+        r->registered = rc == 0;
+    }
     for (r->step = 0; r->step < (int)p->steps && log->broken[0] == '\0'; r->step++) {
         const step *s = &p->step[r->step];
+        if (p->registers == 2 && r->step == (int)p->steps / 2)
+            unregister(r);
         switch (s->kind) {
         case SUBMIT: submit(r, s); break;
         case CANCEL: cancel(r, s); break;
@@ -893,6 +1047,8 @@ void run_program(const program *p, upcall_loop **loop, transcript *log) {
             settle(r);
     }
     end_all(r, loop);
+    if (*loop != NULL)
+        unregister(r);
     for (unsigned i = 0; i < p->objects; i++) {
         note_file(r, (int)i);
         check_conservation(r, &r->thing[i]);
@@ -909,6 +1065,8 @@ void run_program(const program *p, upcall_loop **loop, transcript *log) {
     }
     if (*loop != NULL && open_descriptors() != descriptors)
         broken(r, "%u descriptors are open, %u before", open_descriptors(), descriptors);
+    if (r->attributes)
+        remove_attributes();
     unlinkat(scratch_fd, "new", 0);
     unlinkat(scratch_fd, "missing", 0);
     unlinkat(scratch_fd, "new", AT_REMOVEDIR);

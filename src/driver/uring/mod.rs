@@ -249,6 +249,13 @@ impl Uring {
         if def.is(op::CURSOR) && core.descriptors.class(fd) == Class::File && sys::is_direct_file(fd) {
             return false;
         }
+        // A pipe that was spliced is polled before it is written to, also for nothing (6.18).
+        if def.is(op::PIPE_SIGNAL) {
+            let args = &core.slots[index].args;
+            if args.len == 0 || (def.is(op::VECTOR) && sys::is_empty(args.ptr(), args.len as usize)) {
+                return false;
+            }
+        }
         // A large write to a blocking terminal would wait inside io_uring_enter (6.18).
         if def.is(op::PIPE_SIGNAL) && core.descriptors.class(fd) == Class::Device {
             return false;
@@ -268,10 +275,12 @@ impl Uring {
             let lend_max = side.as_ref().map_or(0, |side| side.lend_max);
             let multi = wants_multi && lend_max == 0 && slot.callback.is_some();
             // An empty datagram gets no buffer from the kernel (6.18); for messages the attempt lends one.
-            if def.is(op::CAN_MULTI) && !def.is(op::MESSAGE) && sys::is_message_socket(fd) {
+            // And a multishot of messages does not see an end that has come.
+            let messages = def.is(op::CAN_MULTI) && sys::is_message_socket(fd);
+            if messages && (!def.is(op::MESSAGE) || sys::is_shut_message_socket(fd)) {
                 return false;
             }
-            let (Some(form), Some(group)) = (def.ring_lent, pool.inner().group) else { return false };
+            let (Some(form), Some(group)) = (def.ring_lent, Groups::name_of(pool)) else { return false };
             if let Some(side) = side {
                 side.may_lose_end = multi && sys::is_unix_socket(fd);
             }
@@ -633,7 +642,7 @@ impl Driver for Uring {
                     let entry = opcode::Nop::new().build().user_data(id);
                     self.queues.replace(position, entry);
                     core.slots[index].bits |= bits::WITHDRAWN;
-                    if core.slots[index].is_zerocopy() {
+                    if core.slots[index].is_zerocopy() && core.slots[index].rung == rung::NATIVE {
                         core.side(index).begun -= 1;
                     }
                 } else if core.def(index).is(op::CLOSES) {
@@ -660,8 +669,10 @@ impl Driver for Uring {
     }
 
     fn look_again(&mut self, core: &mut Core, index: u32) {
-        // The poll ends with an -ECANCELED that nobody asked for, and the operation is attempted.
-        if core.slots[index].rung == rung::WAITING {
+        // The request ends with an -ECANCELED that nobody asked for, and the operation is attempted. A multishot of messages
+        // would not see the end.
+        let multishot = core.slots[index].rung == rung::NATIVE && core.slots[index].has(bits::MULTI);
+        if core.slots[index].rung == rung::WAITING || multishot {
             let id = core.slots[index].id();
             if !self.push_cancel(core, id) {
                 self.cancels.push_back(id);
