@@ -446,6 +446,9 @@ static bool ready_to_read(const run *r, const live *l) {
 /* The wrong end of a pipe, or what is not open, is told at once. */
 static bool both_ready(const run *r, const live *l) {
     const thing *in = &r->thing[l->thing], *out = l->second < 0 ? NULL : &r->thing[l->second];
+    /* The kernel's sendfile(2) of nothing waits for room, and for nothing else. */
+    if (l->op->length == 0 && strcmp(l->row->name, "sendfile") == 0)
+        return out == NULL || is_ready(out, POLLOUT);
     if (l->op->length == 0 || in->plan.kind == PIPE_OUT || in->closed ||
         (out != NULL && (out->closed || out->plan.kind == PIPE_IN || out->plan.kind == FIFO_IN)))
         return true;
@@ -755,7 +758,9 @@ static void submit(run *r, const step *s) {
         /* A pidfd can be neither read nor written: the ring waits for it all the same. */
         const bool senseless = t->plan.kind == CHILD && row->traits & (GETS | PUTS) && strncmp(row->name, "recv", 4) != 0 &&
                                strncmp(row->name, "send", 4) != 0;
-        if (slow || senseless || c.closing[op->object] || (second >= 0 && c.closing[second]) || (takes_buffers && r->program->holds && c.lends) || !room_left(op->length) ||
+        /* A pipe that was spliced is written to on a thread, which waits for room for all of it. */
+        const bool waits_for_all = t->spliced && row->traits & PUTS && op->length > 4096 && !(op->flags & UPCALL_FULL);
+        if (slow || senseless || waits_for_all || c.closing[op->object] || (second >= 0 && c.closing[second]) || (takes_buffers && r->program->holds && c.lends) || !room_left(op->length) ||
             !gets_along(r, op, row, wanted, ordered || s->count > 1) ||
             (row->traits & CLOSES && c.touched[op->object] && is_used(r, op->object)) ||
             (row->traits & PATHS && !take_claim(&c, MAX_OBJECTS, STATE, strand)) ||
@@ -769,6 +774,9 @@ static void submit(run *r, const step *s) {
         c.touched[op->object] = true;
         if (second >= 0)
             c.touched[second] = true;
+        t->spliced |= row->traits & TWO && t->plan.kind == PIPE_OUT;
+        if (second >= 0)
+            r->thing[second].spliced |= r->thing[second].plan.kind == PIPE_OUT;
         c.closing[op->object] = row->traits & CLOSES;
         c.lends += takes_buffers;
         live *l = &r->live[number];
