@@ -673,6 +673,10 @@ static bool gets_along(const run *r, const operation *op, const operation_row *r
             return false;
         if (row->traits & PATHS && l->row->traits & PATHS)
             return false;
+        /* Which of several waiters a wake reaches is chance. */
+        if (row->waits == FOR_WAKE && l->row->waits == FOR_WAKE && r->thing[op->object].plan.kind == FUTEX &&
+            l->thing == op->object)
+            return false;
         if (!shares(r, l, op, row, op->object, wanted, ordered))
             return false;
         if (second >= 0 && !shares(r, l, op, row, second, second_claims(&r->thing[second]), ordered))
@@ -692,11 +696,16 @@ static bool on_thread_or_pool(const thing *t) {
     return t->row->traits & (STORES | ON_A_THREAD);
 }
 
+/* Records are looked at later than callbacks: what reads one stream in order is told all the same way. */
+static bool is_reaped(const run *r, const live *l, const thing *t) {
+    return t->row->traits & STREAM ? (r->program->buffer_size + (unsigned)l->thing) % 4 == 0 : l->op->reaped;
+}
+
 static void set_options(run *r, live *l, const thing *t) {
     const operation *op = l->op;
     upcall_op *made = &l->submitted;
     made->user = l;
-    made->callback = op->reaped ? NULL : on_callback;
+    made->callback = is_reaped(r, l, t) ? NULL : on_callback;
     made->flags = op->flags;
     /* Eight bytes at a time: the rest of a full transfer may be less. */
     if (op->flags & UPCALL_FULL && t->row->traits & (SLOWLY | COUNTS))
@@ -705,6 +714,8 @@ static void set_options(run *r, live *l, const thing *t) {
     /* Whether a thread or the clock is faster is chance. */
     if (limit == SHORT && (l->row->waits == ENDS || (on_thread_or_pool(t) && l->row->waits != FOR_BOTH)))
         limit = FAR;
+    if (limit == SHORT && l->row->waits == FOR_WAKE)
+        limit = FAR; /* a wake may reach it while it ends */
     /* A receive at a socket of messages that is shut down ends on a thread of the kernel's. */
     if (limit == SHORT && t->row->traits & MESSAGES && t->inexact)
         limit = FAR;
@@ -970,7 +981,7 @@ static void end_all(run *r, upcall_loop **loop) {
         upcall_loop_free(*loop);
         *loop = NULL;
         for (int i = 0; i < MAX_LIVE; i++)
-            if (is_live(&r->live[i]) && r->live[i].op->reaped)
+            if (is_live(&r->live[i]) && r->live[i].submitted.callback == NULL)
                 r->live[i].accepted = false; /* nobody is told */
         write_down(r);
     } else {
