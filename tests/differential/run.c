@@ -716,6 +716,8 @@ static void set_options(run *r, live *l, const thing *t) {
         limit = FAR;
     if (limit == SHORT && l->row->waits == FOR_WAKE)
         limit = FAR; /* a wake may reach it while it ends */
+    if (limit == SHORT && t->spliced)
+        limit = FAR; /* it is written to on a thread */
     /* A receive at a socket of messages that is shut down ends on a thread of the kernel's. */
     if (limit == SHORT && t->row->traits & MESSAGES && t->inexact)
         limit = FAR;
