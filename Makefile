@@ -3,7 +3,7 @@
 BUILD ?= build/release
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
-.PHONY: demo test test-masks bench clean
+.PHONY: demo test test-masks test-kernels bench clean
 
 demo:
 	tools/setup.sh build
@@ -23,6 +23,13 @@ test-masks:
 	cmake -S . -B $(BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release
 	cmake --build $(BUILD)
 	tests/masks.sh $(BUILD)
+
+# On other kernels, in virtual machines: an hour and more. KERNELS="6.1 newest" to choose.
+test-kernels:
+	tools/setup.sh build
+	cmake -S . -B $(BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release
+	cmake --build $(BUILD) --target upcall_cargo
+	tests/kernels/run.sh $(BUILD) $(KERNELS)
 
 bench:
 	tools/setup.sh bench

@@ -57,6 +57,11 @@ fn amend_poll(args: &mut Args, result: i64) -> Option<Decision> {
     if result < 0 {
         return None;
     }
+    // What wakes a socket's readers names these too, and an old kernel takes its word for it (5.10.262).
+    let rare = i64::from(libc::POLLPRI | libc::POLLRDBAND | libc::POLLWRBAND);
+    if result & rare != 0 && result & trouble == 0 {
+        return Some(attempt_poll(args));
+    }
     args.stage = REPORTED;
     // It may tell what woke it instead of what poll(2) would see (6.18: POLLERR alone for a listener that was shut down).
     if result & trouble != 0 {

@@ -112,27 +112,30 @@ fn check_splice(op: &upcall_op) -> Checked {
 }
 
 /// Waits for both ends. Then a pool thread does what may touch a disk, a thread of its own what may wait for long, and the
-/// rest is `call`ed at once. `pipes_wait`: the call cannot be asked not to wait for a pipe.
+/// rest is `call`ed at once.
 fn when_ready(args: &Args, call: fn(&Args) -> i64, pipes_wait: bool) -> Decision {
     let (input, output) = (args.fd(), args.fd2());
+    // Some of the calls wait for room before they see that they need none.
+    if args.len == 0 {
+        let open = sys::is_open(input) && sys::is_open(output);
+        return Decision::Done(if open { 0 } else { -i64::from(libc::EBADF) });
+    }
     let may_wait = |fd: i32| !sys::is_file(fd) && (pipes_wait || !sys::is_pipe(fd)) && !sys::is_nonblocking(fd);
     // The wrong end of a pipe would be waited for without end, and what is wrong does not wait for the other. The kernel says
     // what it is, and moves nothing.
-    if sys::is_at_most(input, libc::O_WRONLY) || sys::is_at_most(output, libc::O_RDONLY) {
+    if args.len > 0 && (sys::is_at_most(input, libc::O_WRONLY) || sys::is_at_most(output, libc::O_RDONLY)) {
         return Decision::Done(call(args));
     }
-    // Nothing moves at once, unless the call waits all the same.
-    let waits = args.len > 0 || pipes_wait;
-    if args.len > 0 && sys::poll_now(input, libc::POLLIN) == 0 {
+    if sys::poll_now(input, libc::POLLIN) == 0 {
         return Decision::Wait(libc::POLLIN as u32);
     }
-    if waits && sys::poll_now(output, libc::POLLOUT) == 0 {
+    if sys::poll_now(output, libc::POLLOUT) == 0 {
         return Decision::Wait(libc::POLLOUT as u32 | SECOND);
     }
     if sys::is_file(input) || sys::is_file(output) {
         return if may_wait(output) || may_wait(input) { Decision::Own } else { Decision::Pool };
     }
-    if waits && (may_wait(input) || may_wait(output)) {
+    if may_wait(input) || may_wait(output) {
         return Decision::Own;
     }
     match sys::thread::without_write_signals(|| call(args)) {
@@ -234,7 +237,7 @@ pub(super) const OPS: &[OpDef] = &[
         name: "sendfile",
         facts: TRANSFER | CAN_FULL,
         check: Some(check_offsets),
-        // sendfile(2) waits for room in a pipe, even for nothing, and cannot be asked not to.
+        // Unlike the others it cannot be asked not to wait for a pipe.
         attempt: Some(|args| when_ready(args, sendfile, true)),
         block: Some(sendfile),
         ..OpDef::BASE

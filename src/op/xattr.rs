@@ -127,6 +127,19 @@ fn size(args: &Args) -> u32 {
     args.len.min(SIZE_MAX) as u32
 }
 
+/// The ring looks at the name before the path and the descriptor, the system calls of 6.12 and earlier after them. They
+/// tell what is wrong where more than the name is.
+fn amend_name(args: &mut Args, result: i64) -> Option<Decision> {
+    (result == -i64::from(libc::ERANGE) && !is_usual_name(args.ptr2())).then_some(Decision::Pool)
+}
+
+/// It has 1 to XATTR_NAME_MAX bytes.
+fn is_usual_name(name: *const c_char) -> bool {
+    // SAFETY: the copy that `keep_path2` made, which ends with a zero.
+    let length = unsafe { libc::strlen(name) };
+    (1..=255).contains(&length)
+}
+
 pub(super) const OPS: &[OpDef] = &[
     OpDef {
         kind: UPCALL_OP_GETXATTR,
@@ -138,6 +151,7 @@ pub(super) const OPS: &[OpDef] = &[
         copy: Some(keep_names),
         opcode: Some(opcode::GetXattr::CODE),
         ring: form!(|args| opcode::GetXattr::new(args.ptr2(), value(args), args.ptr(), size(args)).build()),
+        amend: Some(amend_name),
         block: Some(|args| sys::getxattr(args.ptr(), args.ptr2(), value(args), size(args) as usize)),
         ..OpDef::BASE
     },
@@ -156,6 +170,7 @@ pub(super) const OPS: &[OpDef] = &[
         ring: form!(|args| {
             opcode::SetXattr::new(args.ptr2(), value(args), args.ptr(), size(args)).flags(args.arg as i32).build()
         }),
+        amend: Some(amend_name),
         block: Some(|args| sys::setxattr(args.ptr(), args.ptr2(), value(args), size(args) as usize, args.arg as i32)),
         ..OpDef::BASE
     },
@@ -169,6 +184,7 @@ pub(super) const OPS: &[OpDef] = &[
         ring: form!(|args| {
             opcode::FGetXattr::new(types::Fd(args.fd()), args.ptr2(), value(args), size(args)).build()
         }),
+        amend: Some(amend_name),
         block: Some(|args| sys::fgetxattr(args.fd(), args.ptr2(), value(args), size(args) as usize)),
         ..OpDef::BASE
     },
@@ -187,6 +203,7 @@ pub(super) const OPS: &[OpDef] = &[
                 .flags(args.arg as i32)
                 .build()
         }),
+        amend: Some(amend_name),
         block: Some(|args| sys::fsetxattr(args.fd(), args.ptr2(), value(args), size(args) as usize, args.arg as i32)),
         ..OpDef::BASE
     },

@@ -9,7 +9,8 @@
  *
  * Each test runs in a forked child with a time limit, so that a crash or a hang is one failed test. Arguments: parts of
  * the names of the tests to run. Exit status: 0, 1 (a test failed), 77 (nothing was run). The backend comes from the
- * environment variable UPCALL_BACKEND; UPCALL_TEST_SECONDS changes the time limit of 20 seconds.
+ * environment variable UPCALL_BACKEND; UPCALL_TEST_SECONDS changes the time limit of 20 seconds; UPCALL_TEST_SLOWNESS says
+ * how many times slower than an ordinary processor this one is, where it is emulated.
  */
 #ifndef CHECK_H
 #define CHECK_H
@@ -49,8 +50,14 @@
 #define COUNT_OF(array) (sizeof(array) / sizeof *(array))
 
 /* A helper that waits gives up after this: far more than a loaded machine needs. */
-#define PATIENCE_NS ((int64_t)(15 * UPCALL_SECOND))
+#define PATIENCE_NS ((int64_t)(15 * UPCALL_SECOND * slowness()))
 #define MS(n) ((int64_t)(n) * 1000000)
+
+HELPER uint64_t slowness(void) {
+    const char *text = getenv("UPCALL_TEST_SLOWNESS");
+    uint64_t times = text ? strtoull(text, NULL, 10) : 1;
+    return times ? times : 1;
+}
 
 /* ---- Checks. They may be used on any thread, and end the test's process when they fail. ---- */
 
@@ -116,11 +123,12 @@ HELPER uint64_t now_ns(void) {
     return (uint64_t)t.tv_sec * UPCALL_SECOND + (uint64_t)t.tv_nsec;
 }
 
-/* What this process has used: unlike the clock, it does not grow while other programs are busy. */
+/* What this process has used: unlike the clock, it does not grow while other programs are busy, nor, in effect, on an
+ * emulated processor. */
 HELPER uint64_t processor_ns(void) {
     struct timespec t;
     clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
-    return (uint64_t)t.tv_sec * UPCALL_SECOND + (uint64_t)t.tv_nsec;
+    return ((uint64_t)t.tv_sec * UPCALL_SECOND + (uint64_t)t.tv_nsec) / slowness();
 }
 
 /* Never an assertion's means: only to let something else go first. */
@@ -164,23 +172,24 @@ HELPER int run_test(const struct test *test) {
     return result;
 }
 
-/* Whether this machine denies what UPCALL_BACKEND demands: asked of the kernel, not of the library. */
-HELPER bool backend_denied(void) {
+/* Why this machine cannot do what UPCALL_BACKEND demands, or NULL: asked of the kernel, not of the library. */
+HELPER const char *backend_denied(void) {
     const char *backend = getenv("UPCALL_BACKEND");
     if (backend == NULL || strcmp(backend, "io_uring") != 0)
-        return false;
-    char params[120] = {0}; /* struct io_uring_params */
+        return NULL;
+    uint32_t params[30] = {0}; /* struct io_uring_params; the sixth word: features */
     long ring = syscall(SYS_io_uring_setup, 4, params);
-    if (ring >= 0)
-        close((int)ring);
-    return ring < 0;
+    if (ring < 0)
+        return "io_uring is denied here";
+    close((int)ring);
+    return params[5] & 1u << 8 ? NULL : "this kernel's io_uring lacks EXT_ARG, without which it is not used"; /* until 5.11 */
 }
 
 int main(int argc, char **argv) {
     unsigned ran = 0, failed = 0;
     setvbuf(stdout, NULL, _IOLBF, 0);
-    if (backend_denied()) {
-        printf("skipped: io_uring is denied here\n");
+    if (backend_denied() != NULL) {
+        printf("skipped: %s\n", backend_denied());
         return 77;
     }
     for (struct test *test = first_test; test; test = test->next) {

@@ -71,20 +71,14 @@ static void reset_on_close(int fd) {
     CHECK(setsockopt(fd, SOL_SOCKET, SO_LINGER, &now, sizeof now) == 0);
 }
 
-static uint64_t processor_time_ns(void) {
-    struct timespec t;
-    CHECK(clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t) == 0);
-    return (uint64_t)t.tv_sec * UPCALL_SECOND + (uint64_t)t.tv_nsec;
-}
-
 /* Polls for 300 ms, in which nothing is to happen, without burning the processor. */
 static void waits_without_spinning(upcall_loop *loop, const struct recorder *rec) {
     size_t count = rec->count;
-    uint64_t burnt = processor_time_ns(), start = now_ns();
+    uint64_t burnt = processor_ns(), start = now_ns();
     while (now_ns() - start < (uint64_t)MS(300))
         CHECK(upcall_poll(loop, MS(50)) >= 0);
     CHECK_EQ(rec->count, count);
-    CHECK(processor_time_ns() - burnt < (uint64_t)MS(150));
+    CHECK(processor_ns() - burnt < (uint64_t)MS(150));
 }
 
 /* ---- Subjects: socket, bind, listen, shutdown. ---- */

@@ -230,7 +230,7 @@ typedef struct run {
     transcript *log;
     int step;
     unsigned lents;
-    uint64_t events;
+    uint64_t events, ticks; /* of them those of repeating sleeps, which say nothing of what else could go on */
     bool unsettled; /* a submit was not followed by a poll */
     bool threads;   /* operations run or wait on threads that poll(2) knows nothing of */
     bool attributes; /* extended attributes may have been set */

@@ -350,6 +350,7 @@ static void on_event(run *r, const upcall_event *event) {
     if (l < r->live || l >= r->live + MAX_LIVE || !l->accepted)
         return broken(r, "an event for nobody: user %p, kind %u", event->user, event->kind);
     r->events++;
+    r->ticks += l->row->waits == FOR_CLOCK && event->flags & UPCALL_MORE;
     if (l->ended)
         return broken(r, "operation %d: an event after its final one", l->number);
     if (event->id != l->id || event->kind != l->submitted.kind || event->reserved[0] | event->reserved[1])
@@ -393,7 +394,7 @@ static void on_callback(upcall_loop *loop, const upcall_event *event) {
 }
 
 static unsigned turn(run *r, int64_t timeout_ns) {
-    const uint64_t before = r->events;
+    const uint64_t before = r->events - r->ticks;
     int rc = upcall_poll(r->loop, timeout_ns);
     if (rc < 0)
         broken(r, "upcall_poll: %d", rc);
@@ -402,7 +403,7 @@ static unsigned turn(run *r, int64_t timeout_ns) {
     while ((count = upcall_reap(r->loop, records, COUNT_OF(records))) > 0)
         for (int i = 0; i < count; i++)
             on_event(r, &records[i]);
-    return (unsigned)(r->events - before);
+    return (unsigned)(r->events - r->ticks - before);
 }
 
 /* ---- What could go on. ---- */
@@ -446,9 +447,6 @@ static bool ready_to_read(const run *r, const live *l) {
 /* The wrong end of a pipe, or what is not open, is told at once. */
 static bool both_ready(const run *r, const live *l) {
     const thing *in = &r->thing[l->thing], *out = l->second < 0 ? NULL : &r->thing[l->second];
-    /* The kernel's sendfile(2) of nothing waits for room, and for nothing else. */
-    if (l->op->length == 0 && strcmp(l->row->name, "sendfile") == 0)
-        return out == NULL || is_ready(out, POLLOUT);
     if (l->op->length == 0 || in->plan.kind == PIPE_OUT || in->closed ||
         (out != NULL && (out->closed || out->plan.kind == PIPE_IN || out->plan.kind == FIFO_IN)))
         return true;
@@ -676,6 +674,10 @@ static bool gets_along(const run *r, const operation *op, const operation_row *r
             return false;
         if (row->traits & PATHS && l->row->traits & PATHS)
             return false;
+        /* Which of several waiters a wake reaches is chance. */
+        if (row->waits == FOR_WAKE && l->row->waits == FOR_WAKE && r->thing[op->object].plan.kind == FUTEX &&
+            l->thing == op->object)
+            return false;
         if (!shares(r, l, op, row, op->object, wanted, ordered))
             return false;
         if (second >= 0 && !shares(r, l, op, row, second, second_claims(&r->thing[second]), ordered))
@@ -695,11 +697,16 @@ static bool on_thread_or_pool(const thing *t) {
     return t->row->traits & (STORES | ON_A_THREAD);
 }
 
+/* Records are looked at later than callbacks: what reads one stream in order is told all the same way. */
+static bool is_reaped(const run *r, const live *l, const thing *t) {
+    return t->row->traits & STREAM ? (r->program->buffer_size + (unsigned)l->thing) % 4 == 0 : l->op->reaped;
+}
+
 static void set_options(run *r, live *l, const thing *t) {
     const operation *op = l->op;
     upcall_op *made = &l->submitted;
     made->user = l;
-    made->callback = op->reaped ? NULL : on_callback;
+    made->callback = is_reaped(r, l, t) ? NULL : on_callback;
     made->flags = op->flags;
     /* Eight bytes at a time: the rest of a full transfer may be less. */
     if (op->flags & UPCALL_FULL && t->row->traits & (SLOWLY | COUNTS))
@@ -708,6 +715,8 @@ static void set_options(run *r, live *l, const thing *t) {
     /* Whether a thread or the clock is faster is chance. */
     if (limit == SHORT && (l->row->waits == ENDS || (on_thread_or_pool(t) && l->row->waits != FOR_BOTH)))
         limit = FAR;
+    if (limit == SHORT && l->row->waits == FOR_WAKE)
+        limit = FAR; /* a wake may reach it while it ends */
     if (limit == SHORT && t->spliced)
         limit = FAR; /* it is written to on a thread */
     /* A receive at a socket of messages that is shut down ends on a thread of the kernel's. */
@@ -763,13 +772,12 @@ static void submit(run *r, const step *s) {
         /* A pidfd can be neither read nor written: the ring waits for it all the same. */
         const bool senseless = t->plan.kind == CHILD && row->traits & (GETS | PUTS) && strncmp(row->name, "recv", 4) != 0 &&
                                strncmp(row->name, "send", 4) != 0;
-        /* A pipe that was spliced is written to on a thread, which waits for room for all of it. */
-        const bool waits_for_all = t->spliced && row->traits & PUTS && op->length > 4096 && !(op->flags & UPCALL_FULL);
         /* The ring uses room there that POLLOUT does not show yet, even when it is cancelled. */
         const bool half_closed = (t->plan.kind == UNIX_STREAM && t->ended && wanted & OUT && row->waits == FOR_OUT &&
                                   (op->length > 1000 || !is_ready(t, POLLOUT))) ||
                                  (second >= 0 && r->thing[second].plan.kind == UNIX_STREAM && r->thing[second].ended);
-        if (half_closed || slow || senseless || waits_for_all || c.closing[op->object] || (second >= 0 && c.closing[second]) || (takes_buffers && r->program->holds && c.lends) || !room_left(op->length) ||
+        if (half_closed || slow || senseless || c.closing[op->object] || (second >= 0 && c.closing[second]) ||
+            (takes_buffers && r->program->holds && c.lends) || !room_left(op->length) ||
             !gets_along(r, op, row, wanted, ordered || s->count > 1) ||
             (row->traits & CLOSES && c.touched[op->object] && is_used(r, op->object)) ||
             (row->traits & PATHS && !take_claim(&c, MAX_OBJECTS, STATE, strand)) ||
@@ -979,7 +987,7 @@ static void end_all(run *r, upcall_loop **loop) {
         upcall_loop_free(*loop);
         *loop = NULL;
         for (int i = 0; i < MAX_LIVE; i++)
-            if (is_live(&r->live[i]) && r->live[i].op->reaped)
+            if (is_live(&r->live[i]) && r->live[i].submitted.callback == NULL)
                 r->live[i].accepted = false; /* nobody is told */
         write_down(r);
     } else {

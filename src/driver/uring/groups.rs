@@ -17,6 +17,11 @@ struct Group {
     pool: Weak<Pool>,
 }
 
+/// The kernel's name of the first group. It keeps what it knows of a smaller name when the group is unregistered, also how
+/// far it had read, so that the next group of that name would begin in the middle: ENOBUFS with all buffers there, or a
+/// buffer that is lent filled again (6.1.192). Larger ones are made anew each time.
+const FIRST: u16 = 64;
+
 /// The groups of one ring.
 pub(crate) struct Groups {
     groups: Vec<Option<Group>>,
@@ -30,14 +35,23 @@ impl Groups {
         Groups { groups: Vec::new(), refused }
     }
 
+    /// The kernel's name of the pool's group.
+    pub fn name_of(pool: &Pool) -> Option<u16> {
+        pool.inner().group.map(|number| FIRST + number)
+    }
+
+    /// The number of a new group.
+    fn vacant(&self) -> usize {
+        self.groups.iter().position(Option::is_none).unwrap_or(self.groups.len())
+    }
+
     /// Gives a pool's buffers to the kernel, if it takes them.
     pub fn offer(&mut self, ring: &IoUring, pool: &Arc<Pool>) {
         if self.refused || pool.inner().group.is_some() || pool.inner().refused {
             return;
         }
-        let number = self.groups.iter().position(Option::is_none).unwrap_or(self.groups.len());
-        let taken = u16::try_from(number).is_ok_and(|number| self.register(ring, pool, number).is_ok());
-        if taken {
+        let number = self.vacant();
+        if self.register(ring, pool, number).is_ok() {
             pool.split(number as u16);
             for buffer in 0..pool.count {
                 self.refill(pool, buffer);
@@ -47,14 +61,15 @@ impl Groups {
         }
     }
 
-    fn register(&mut self, ring: &IoUring, pool: &Arc<Pool>, number: u16) -> Result<(), i32> {
+    fn register(&mut self, ring: &IoUring, pool: &Arc<Pool>, number: usize) -> Result<(), i32> {
+        let name = u16::try_from(number + usize::from(FIRST)).map_err(|_| libc::ENOSPC)?;
         let entries = pool.count.next_power_of_two();
         let len = (entries as usize * size_of::<BufRingEntry>()).next_multiple_of(memory::page_size());
         let memory = Reservation::new(len)?;
         memory.commit(0, len)?;
         // SAFETY: `memory` is page-aligned, zeroed and lives until the group is unregistered or the ring is closed.
         let registered =
-            unsafe { ring.submitter().register_buf_ring_with_flags(memory.base() as u64, entries as u16, number, 0) };
+            unsafe { ring.submitter().register_buf_ring_with_flags(memory.base() as u64, entries as u16, name, 0) };
         if let Err(error) = registered {
             self.refused = error.raw_os_error() == Some(libc::EINVAL);
             return Err(error.raw_os_error().unwrap_or(libc::EINVAL));
@@ -67,10 +82,10 @@ impl Groups {
             place: vec![0; pool.count as usize].into(),
             pool: Arc::downgrade(pool),
         };
-        if self.groups.len() <= usize::from(number) {
-            self.groups.resize_with(usize::from(number) + 1, || None);
+        if self.groups.len() <= number {
+            self.groups.resize_with(number + 1, || None);
         }
-        self.groups[usize::from(number)] = Some(group);
+        self.groups[number] = Some(group);
         Ok(())
     }
 
@@ -103,7 +118,7 @@ impl Groups {
     /// Forgets a pool's group.
     pub fn forget(&mut self, ring: &IoUring, pool: &Pool) {
         if let Some(number) = pool.inner().group.take() {
-            let _ = ring.submitter().unregister_buf_ring(number);
+            let _ = ring.submitter().unregister_buf_ring(FIRST + number);
             self.groups[usize::from(number)] = None;
         }
     }
@@ -117,8 +132,8 @@ impl Groups {
     /// After the ring was replaced: a pool's group again, with the buffers that are at home.
     pub fn offer_again(&mut self, ring: &IoUring, pool: &Arc<Pool>) {
         pool.inner().group = None;
-        let number = self.groups.iter().position(Option::is_none).unwrap_or(self.groups.len());
-        if u16::try_from(number).is_ok_and(|number| self.register(ring, pool, number).is_ok()) {
+        let number = self.vacant();
+        if self.register(ring, pool, number).is_ok() {
             pool.inner().group = Some(number as u16);
             for buffer in (0..pool.count).filter(|&buffer| pool.is_home(buffer)) {
                 self.refill(pool, buffer);

@@ -77,6 +77,10 @@ pub(crate) struct Uring {
     adopted: bool,
     /// Readable when completions were posted; made for embedding.
     event: i32,
+    /// It is waited for.
+    embedded: bool,
+    /// The kernel may write it only once (see `setup::tells_every_time`).
+    tells_once: bool,
     /// Native writes in flight that may raise SIGPIPE, on kernels without RWF_NOSIGNAL.
     may_raise: usize,
     /// Writes that may be issued by the next io_uring_enter and raise SIGXFSZ there.
@@ -118,6 +122,8 @@ impl Uring {
             wake_armed: false,
             adopted: false,
             event: -1,
+            embedded: false,
+            tells_once: false,
             may_raise: 0,
             may_exceed: false,
             ring: made.ring,
@@ -130,6 +136,12 @@ impl Uring {
             }
         }
         driver.settle_in();
+        if driver.rung == Rung::Plain {
+            // Old kernels hang here while an operation is in flight (5.10.262), so it cannot wait until it is needed.
+            driver
+                .make_event()
+                .map_err(|error| Denied { error, reason: format!("io_uring: eventfd: errno {error}") })?;
+        }
         Ok(driver)
     }
 
@@ -152,6 +164,21 @@ impl Uring {
             if params.is_feature_no_iowait() && !self.mask.has(Feature::NoIowait) { calls::ENTER_NO_IOWAIT } else { 0 };
         self.enter_fd = self.ring.as_raw_fd();
         self.wake_armed = false;
+    }
+
+    /// Makes and registers what is readable when completions were posted.
+    fn make_event(&mut self) -> Result<(), i32> {
+        let event = sys::eventfd();
+        if event < 0 {
+            return Err(-event as i32);
+        }
+        if let Err(error) = register_event(&self.ring, event as i32) {
+            sys::close(event as i32);
+            return Err(error);
+        }
+        self.event = event as i32;
+        self.queues.use_event(self.embedded);
+        Ok(())
     }
 
     /// Makes room for an entry; false when the queue stays full.
@@ -220,6 +247,10 @@ impl Uring {
             return false;
         }
         if self.mask.refuses(def.kind) {
+            // Counted as any request: one that is withdrawn takes it back.
+            if core.slots[index].is_zerocopy() {
+                core.side(index).begun += 1;
+            }
             self.queues.blank().write(mask::refused_entry());
             return true;
         }
@@ -276,7 +307,7 @@ impl Uring {
             if messages && (!def.is(op::MESSAGE) || sys::is_shut_message_socket(fd)) {
                 return false;
             }
-            let (Some(form), Some(group)) = (def.ring_lent, pool.inner().group) else { return false };
+            let (Some(form), Some(group)) = (def.ring_lent, Groups::name_of(pool)) else { return false };
             if let Some(side) = side {
                 side.may_lose_end = multi && sys::is_unix_socket(fd);
             }
@@ -551,6 +582,10 @@ impl Uring {
     }
 }
 
+fn register_event(ring: &IoUring, event: i32) -> Result<(), i32> {
+    ring.submitter().register_eventfd(event).map_err(|error| error.raw_os_error().unwrap_or(libc::EIO))
+}
+
 impl Driver for Uring {
     fn adopt(&mut self, core: &mut Core) -> Result<(), i32> {
         if self.rung.is_deferred() {
@@ -576,8 +611,8 @@ impl Driver for Uring {
         let made = setup::make(self.entries, self.rung, &self.mask).map_err(|denied| denied.error)?;
         let queues = Queues::new(&made.ring)?;
         if self.event >= 0 {
-            let registered = made.ring.submitter().register_eventfd(self.event);
-            registered.map_err(|error| error.raw_os_error().unwrap_or(libc::EIO))?;
+            queues.use_event(self.embedded);
+            register_event(&made.ring, self.event)?;
         }
         let pools = self.groups.take_pools();
         self.queues = queues;
@@ -764,29 +799,26 @@ impl Driver for Uring {
         }
         // Each completion taken in this turn has written it. What comes after this is seen by `has_leftovers`, or writes it
         // again.
-        if self.event >= 0 {
-            sys::eventfd_drain(self.event);
+        sys::eventfd_drain(self.event);
+        if self.tells_once {
+            let _ = self.ring.submitter().unregister_eventfd();
+            let _ = register_event(&self.ring, self.event);
         }
     }
 
     fn embed(&mut self, core: &mut Core) -> Result<i32, i32> {
-        if self.event < 0 {
-            // From an eventfd's wake-up the kernel tells another eventfd milliseconds later (6.18): the poll on the loop's own
-            // would wake the host once more, for nothing. It ends here, before there is anything to tell.
-            if self.wake_armed {
-                sys::eventfd_write(self.shared.wake);
-                self.enter(core, 0, calls::ENTER_GETEVENTS, None);
-            }
-            let event = sys::eventfd();
-            if event < 0 {
-                return Err(-event as i32);
-            }
-            if let Err(error) = self.ring.submitter().register_eventfd(event as i32) {
-                sys::close(event as i32);
-                return Err(error.raw_os_error().unwrap_or(libc::EIO));
-            }
-            self.event = event as i32;
+        // From an eventfd's wake-up the kernel tells another eventfd milliseconds later (6.18): the poll on the loop's own
+        // would wake the host once more, for nothing. It ends here, before there is anything to tell.
+        if self.wake_armed && !self.embedded {
+            sys::eventfd_write(self.shared.wake);
+            self.enter(core, 0, calls::ENTER_GETEVENTS, None);
         }
+        if self.event < 0 {
+            self.make_event()?;
+        }
+        self.tells_once = !setup::tells_every_time(self.rung);
+        self.embedded = true;
+        self.queues.use_event(true);
         Ok(self.event)
     }
 

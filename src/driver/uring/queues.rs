@@ -24,11 +24,14 @@ const _: () = assert!(size_of::<squeue::Entry>() == 64 && size_of::<cqueue::Entr
 const SQ_HEAD: usize = 0;
 const SQ_TAIL: usize = 1;
 const SQ_FLAGS: usize = 4;
-/// Places in `cq`: head, tail, ring_mask, ring_entries, overflow, cqes.
+/// Places in `cq`: head, tail, ring_mask, ring_entries, overflow, cqes, flags.
 const CQ_HEAD: usize = 0;
 const CQ_TAIL: usize = 1;
 const CQ_CQES: usize = 5;
+const CQ_FLAGS: usize = 6;
 
+/// IORING_CQ_EVENTFD_DISABLED.
+const EVENTFD_DISABLED: u32 = 1;
 /// IORING_SQ_CQ_OVERFLOW and IORING_SQ_TASKRUN.
 pub(super) const OVERFLOW: u32 = 1 << 1;
 pub(super) const TASKRUN: u32 = 1 << 2;
@@ -76,6 +79,7 @@ pub(super) struct Queues {
     sq_flags: *const AtomicU32,
     cq_head: *const AtomicU32,
     cq_tail: *const AtomicU32,
+    cq_flags: *const AtomicU32,
     sqes: *mut squeue::Entry,
     cqes: *const cqueue::Entry,
     sq_entries: u32,
@@ -108,6 +112,7 @@ impl Queues {
             sq_flags: at(layout.sq[SQ_FLAGS]).cast(),
             cq_head: at(layout.cq[CQ_HEAD]).cast(),
             cq_tail: at(layout.cq[CQ_TAIL]).cast(),
+            cq_flags: at(layout.cq[CQ_FLAGS]).cast(),
             cqes: at(layout.cq[CQ_CQES]).cast(),
             sqes: entries.at.cast(),
             sq_entries: layout.sq_entries,
@@ -125,6 +130,11 @@ impl Queues {
     fn word(&self, word: *const AtomicU32) -> &AtomicU32 {
         // SAFETY: inside this value's mapping.
         unsafe { &*word }
+    }
+
+    /// Whether completions write the registered eventfd (Linux 5.8).
+    pub fn use_event(&self, wanted: bool) {
+        self.word(self.cq_flags).store(if wanted { 0 } else { EVENTFD_DISABLED }, Ordering::Release);
     }
 
     /// Entries not handed over yet.

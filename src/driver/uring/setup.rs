@@ -3,6 +3,7 @@
 
 use super::mask::{Feature, Mask};
 use crate::sys;
+use io_uring::squeue::Entry;
 use io_uring::{IoUring, Probe, opcode, types};
 
 /// Which flags the kernel took, best first. Every rung has the same results; upper ones cost less.
@@ -137,55 +138,99 @@ fn denied(call: &str, error: &std::io::Error) -> Denied {
     Denied { error, reason }
 }
 
-/// A NOP, a read from a pipe and a cancel, on a ring of their own: entering may be denied where setting up is not.
-fn try_out(rung: Rung) -> Result<(), Denied> {
-    let mut ring = rung.build(4, false).map_err(|error| denied("io_uring_setup", &error))?;
-    let mut fds = [0; 2];
+/// Whether the kernel writes a registered eventfd at each completion, and at once. 6.12.117 does it once per registration,
+/// milliseconds later (a mark "will be written" that is never taken back): then it has to be registered anew each time.
+pub(crate) fn tells_every_time(rung: Rung) -> bool {
+    let Ok(mut ring) = rung.build(4, false) else { return false };
+    let event = sys::eventfd() as i32;
+    let mut fds = [-1; 2];
     // SAFETY: room for two descriptors.
-    if unsafe { libc::pipe2(fds.as_mut_ptr(), libc::O_CLOEXEC) } != 0 {
-        return Err(denied("pipe2", &std::io::Error::last_os_error()));
+    let made = event >= 0 && unsafe { libc::pipe2(fds.as_mut_ptr(), libc::O_CLOEXEC) } == 0;
+    // Not an eventfd's readiness, of which every kernel tells later.
+    let mut tells = made && ring.submitter().register_eventfd(event).is_ok();
+    for _ in 0..2 {
+        let poll = opcode::PollAdd::new(types::Fd(fds[0]), libc::POLLIN as u32).build();
+        // SAFETY: the entry names no memory.
+        tells = tells && unsafe { ring.submission().push(&poll) }.is_ok() && ring.submit().is_ok();
+        // SAFETY: one readable byte, then room for it.
+        tells = tells && unsafe { libc::write(fds[1], (&raw const event).cast(), 1) } == 1;
+        tells = tells && sys::poll_now(event, libc::POLLIN) != 0 && ring.submit_and_wait(1).is_ok();
+        sys::eventfd_drain(event);
+        let mut byte = 0u8;
+        // SAFETY: as above.
+        tells = tells && unsafe { libc::read(fds[0], (&raw mut byte).cast(), 1) } == 1;
+        tells = tells && ring.completion().count() == 1;
     }
-    let byte = 7u8;
-    let mut into = [0u8; 2];
-    // SAFETY: one readable byte.
-    unsafe { libc::write(fds[1], (&raw const byte).cast(), 1) };
-    let mut step = |entry: io_uring::squeue::Entry, wanted: &[i32], completions: usize| -> Result<(), Denied> {
-        // SAFETY: the entry's buffers live in this function, which waits for its completions below.
-        let pushed = unsafe { ring.submission().push(&entry) };
-        if pushed.is_err() {
-            return Err(Denied { error: libc::EBUSY, reason: "io_uring: the queue stays full".to_owned() });
-        }
-        ring.submit_and_wait(completions).map_err(|error| denied("io_uring_enter", &error))?;
-        for _ in 0..completions {
-            let result = ring.completion().next().map_or(-libc::EIO, |entry| entry.result());
-            if !wanted.contains(&result) {
-                let reason = format!("io_uring: a test operation answered {result}");
-                return Err(Denied { error: libc::EOPNOTSUPP, reason });
-            }
-        }
-        Ok(())
-    };
-    let read = |at: usize, into: &mut [u8; 2]| {
-        opcode::Read::new(types::Fd(fds[0]), into[at..].as_mut_ptr(), 1).offset(u64::MAX).build().user_data(7)
-    };
-    let outcome = step(opcode::Nop::new().build(), &[0], 1)
-        .and_then(|()| step(read(0, &mut into), &[1], 1))
-        .and_then(|()| step(read(1, &mut into), &[], 0))
-        .and_then(|()| {
-            step(opcode::AsyncCancel::new(7).build(), &[0, -libc::ECANCELED, -libc::EALREADY, -libc::EINTR], 2)
-        });
-    if outcome.is_err() {
-        // The pending read ends with its writer, so that nothing is written to `into` after this function.
-        sys::close(fds[1]);
-        fds[1] = -1;
-        let _ = ring.submit_and_wait(1);
-    }
-    for fd in fds.into_iter().filter(|&fd| fd >= 0) {
+    for fd in [event, fds[0], fds[1]].into_iter().filter(|&fd| fd >= 0) {
         sys::close(fd);
     }
-    if outcome.is_ok() && into[0] != byte {
+    tells
+}
+
+/// A NOP, two reads and a cancel of the second, on a ring of their own: entering may be denied where setting up is not.
+///
+/// The reads are from an eventfd, which every kernel polls. A pipe's would be given to a worker thread (6.1.192), and end in
+/// -ECANCELED where no thread can be made; a ring is of use there all the same.
+fn try_out(rung: Rung) -> Result<(), Denied> {
+    const VALUE: u64 = 7;
+    const READ: u64 = 7;
+    let mut ring = rung.build(4, false).map_err(|error| denied("io_uring_setup", &error))?;
+    // SAFETY: no pointers.
+    let event = unsafe { libc::eventfd(VALUE as u32, libc::EFD_CLOEXEC) };
+    if event < 0 {
+        return Err(denied("eventfd", &std::io::Error::last_os_error()));
+    }
+    let mut into = [0u64; 2];
+    let read = |into: &mut u64| {
+        let entry = opcode::Read::new(types::Fd(event), std::ptr::from_mut(into).cast(), 8);
+        entry.offset(u64::MAX).build().user_data(READ)
+    };
+    let [first, second] = &mut into;
+    let steps: [(_, &[i32]); 4] = [
+        (opcode::Nop::new().build(), &[0]),
+        (read(first), &[8]),
+        (read(second), &[]), // there is nothing more: it waits
+        (opcode::AsyncCancel::new(READ).build(), &[0, -libc::ECANCELED, -libc::EALREADY, -libc::EINTR]),
+    ];
+    let mut left = 0;
+    let mut outcome = steps.iter().try_for_each(|(entry, wanted)| step(&mut ring, entry, wanted, &mut left));
+    while left > 0 {
+        // The waiting read ends with this, so that nothing is written to `into` after this function.
+        sys::eventfd_write(event);
+        match ring.submit_and_wait(1) {
+            Ok(_) => left -= ring.completion().count(),
+            Err(error) if error.raw_os_error() == Some(libc::EINTR) => {}
+            Err(_) => break,
+        }
+    }
+    sys::close(event);
+    if outcome.is_ok() && into[0] != VALUE {
         let reason = "io_uring: a test read moved no data".to_owned();
-        return Err(Denied { error: libc::EOPNOTSUPP, reason });
+        outcome = Err(Denied { error: libc::EOPNOTSUPP, reason });
     }
     outcome
+}
+
+/// Hands the entry over, and waits until nothing is left in the ring, unless no result is wanted. `left` counts what is.
+fn step(ring: &mut IoUring, entry: &Entry, wanted: &[i32], left: &mut usize) -> Result<(), Denied> {
+    // SAFETY: the entry's buffer lives in `try_out`, which waits until nothing is left.
+    if unsafe { ring.submission().push(entry) }.is_err() {
+        return Err(Denied { error: libc::EBUSY, reason: "io_uring: the queue stays full".to_owned() });
+    }
+    loop {
+        match ring.submit_and_wait(usize::from(!wanted.is_empty())) {
+            Ok(handed) => *left += handed,
+            Err(error) if error.raw_os_error() == Some(libc::EINTR) => continue,
+            Err(error) => return Err(denied("io_uring_enter", &error)),
+        }
+        let results: Vec<i32> = ring.completion().map(|entry| entry.result()).collect();
+        *left -= results.len();
+        if let Some(result) = results.iter().find(|result| !wanted.contains(result)) {
+            let reason = format!("io_uring: a test operation answered {result}");
+            return Err(Denied { error: libc::EOPNOTSUPP, reason });
+        }
+        if wanted.is_empty() || *left == 0 {
+            return Ok(());
+        }
+    }
 }

@@ -1,0 +1,269 @@
+#!/usr/bin/env bash
+# Runs the C tests on other kernels: tests/kernels/run.sh BUILD [KERNEL...]
+#
+# BUILD is the build directory; the kernels, the virtual machine and the logs are kept in BUILD/kernels. KERNEL is the
+# beginning of a version ("6.1") or `newest`: of the kernels that Debian has, the newest that fits. Without one: 5.10, 6.1,
+# 6.12 and newest. Needs gcc, python3, mkfs.ext4, apt-get and dpkg; the system's own apt configuration is not touched.
+# qemu is fetched in the same way where it is not installed (on Debian; elsewhere please install it). Environment:
+#
+#   BACKENDS   comma-separated, "io_uring,epoll,auto" when not set. On `auto` only the programs AUTO_PROGRAMS are run:
+#              all the others would only do again what they did on the backend that auto chose.
+#   PROGRAMS   comma-separated names of test programs, all when not set
+#   TESTS      comma-separated parts of names of tests, all when not set
+#   SECONDS_PER_TEST, SLOWNESS   the limits of the tests: the machine is emulated, up to ten times slower
+#
+# Exit status: 0, or 1 when a test failed or a kernel is missing.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+source=$(cd "$here/../.." && pwd)
+[ $# -ge 1 ] || { sed -n '2,/^set/s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+build=$(cd "$1" && pwd)
+shift
+[ $# -gt 0 ] || set -- 5.10 6.1 6.12 newest
+cache=$build/kernels
+mkdir -p "$cache"
+backends=${BACKENDS:-io_uring,epoll,auto}
+library=$build/lib/libupcall.a
+keyring=/usr/share/keyrings/debian-archive-keyring.gpg
+
+say() { echo "kernels: $*" >&2; }
+die() { say "$*"; exit 1; }
+[ -f "$library" ] || die "$library is missing: build the library first"
+
+# ---- Packages, with an apt configuration of our own.
+
+# apt ROOT STATUS COMMAND...: STATUS is the list of what counts as installed.
+apt() {
+    local root=$1 status=$2 command=$3
+    shift 3
+    "$command" -o Dir::State="$root/state" -o Dir::Cache="$root/cache" -o Dir::State::status="$status" \
+        -o Dir::Etc::sourcelist="$root/sources.list" -o Dir::Etc::sourceparts=- -o APT::Architecture=amd64 \
+        -o APT::Sandbox::User= -o Acquire::Languages=none -o Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false \
+        -o APT::Install-Recommends=false -q "$@"
+}
+
+# apt_root ROOT SUITE...: makes it, and fetches the lists of the suites unless they are from today.
+apt_root() {
+    local root=$1 suite
+    shift
+    mkdir -p "$root/state/lists/partial" "$root/cache/archives/partial"
+    : >"$root/nothing" # the list of packages of a system that has none
+    for suite; do
+        case $suite in
+        *-security) echo "deb [signed-by=$keyring] http://deb.debian.org/debian-security $suite main" ;;
+        *) echo "deb [signed-by=$keyring] http://deb.debian.org/debian $suite main" ;;
+        esac
+    done >"$root/sources.list"
+    if [ -z "$(find "$root/updated" -mtime -1 2>/dev/null)" ]; then
+        say "fetching lists of packages"
+        if apt "$root" "$root/nothing" apt-get update >"$root/log" 2>&1 && ! grep -q '^[EW]: Failed' "$root/log"; then
+            touch "$root/updated"
+        else
+            say "apt-get update failed, see $root/log"
+        fi
+    fi
+}
+
+get() { # get ROOT PACKAGE...: the package files, into ROOT/debs
+    local root=$1
+    shift
+    rm -rf "$root/debs"
+    mkdir -p "$root/debs"
+    (cd "$root/debs" && apt "$root" "$root/nothing" apt-get download "$@" >"$root/log" 2>&1) ||
+        { say "could not fetch $*: $(tail -n 1 "$root/log")"; return 1; }
+}
+
+# ---- The virtual machine.
+
+qemu=(qemu-system-x86_64)
+prepare_qemu() {
+    ! command -v qemu-system-x86_64 >/dev/null || return 0
+    local root=$cache/qemu codename needed
+    if [ ! -x "$root/root/usr/bin/qemu-system-x86_64" ]; then
+        codename=$(. /etc/os-release && [ "$ID" = debian ] && echo "$VERSION_CODENAME") || die "please install qemu-system-x86_64"
+        apt_root "$root" "$codename" "$codename-security"
+        # What is missing here, although installing it might conflict with what is there.
+        needed=$(apt "$root" /var/lib/dpkg/status apt-get --simulate install qemu-system-x86 | sed -n 's/^Inst \([^ ]*\).*/\1/p')
+        say "fetching qemu"
+        # shellcheck disable=SC2086
+        get "$root" $needed || die "there is no qemu"
+        for package in "$root"/debs/*.deb; do dpkg -x "$package" "$root/root"; done
+        rm -rf "$root/debs"
+    fi
+    local usr=$root/root/usr
+    qemu=(env LD_LIBRARY_PATH="$usr/lib/x86_64-linux-gnu:$root/root/lib/x86_64-linux-gnu"
+        "$usr/bin/qemu-system-x86_64" -L "$usr/share/qemu" -L "$usr/share/seabios")
+}
+
+# version_of WANTED: the newest version of the kernel packages that fits.
+version_of() {
+    local prefix=$1
+    [ "$prefix" != newest ] || prefix=
+    {
+        apt "$cache/apt" "$cache/apt/nothing" apt-cache pkgnames linux-image-
+        apt "$cache/apt" "$cache/apt/nothing" apt-cache pkgnames linux-binary-
+    } | sed -nE 's/^linux-(image|binary)-([0-9]+\.[0-9]+\.[0-9][^ ]*)-amd64$/\2/p' | grep -v -e -cloud -e -rt |
+        awk -v prefix="$prefix" 'prefix == "" || $0 == prefix || index($0, prefix ".") == 1 || index($0, prefix "+") == 1 ||
+            index($0, prefix "-") == 1' | sort -V | tail -n 1
+}
+
+# fetch_kernel VERSION: into cache/linux-VERSION: vmlinuz, modules.cpio.
+fetch_kernel() {
+    local version=$1 root=$cache/apt into=$cache/linux-$1 package packages=("linux-image-$1-amd64")
+    [ ! -f "$into/modules.cpio" ] || return 0
+    if [ -n "$(apt "$root" "$root/nothing" apt-cache pkgnames "linux-binary-$version-amd64")" ]; then
+        packages=("linux-binary-$version-amd64" "linux-modules-$version-amd64") # since 6.19
+    fi
+    say "fetching ${packages[*]}"
+    get "$root" "${packages[@]}" || return 1
+    rm -rf "$into"
+    mkdir -p "$into/files"
+    for package in "$root"/debs/*.deb; do
+        dpkg-deb --fsys-tarfile "$package" | tar -x -C "$into/files" --wildcards '*/vmlinuz*' '*/kernel/fs/*' '*/kernel/lib/*' \
+            '*/kernel/crypto/*' '*/kernel/drivers/virtio/*' '*/kernel/drivers/block/*' 2>/dev/null || true # not all are in each
+    done
+    cp "$(find "$into/files" -name 'vmlinuz*' -type f)" "$into/vmlinuz" || return 1
+    python3 "$here/pack.py" "$into/modules.new" --modules "$into/files" virtio_pci virtio_blk crc32c_generic crc32c_cryptoapi ext4 || return 1
+    mv "$into/modules.new" "$into/modules.cpio"
+    rm -rf "$into/files" "$root/debs"
+}
+
+# ---- The programs, and the file system they start from.
+
+compile() { # compile PROGRAM SOURCE...
+    [ -n "$(find "$1" -newer "$2" -newer "$library" -newer "$source/tests/c/check.h" -newer "$source/tests/c/op_support.h" \
+        2>/dev/null)" ] && return 0
+    local log
+    log=$(gcc -std=c11 -D_GNU_SOURCE -O1 -static -s -I"$source/include" -o "$1.new$$" "$2" "$library" -lpthread -ldl -lm 2>&1) ||
+        { echo "$log" >&2; return 1; }
+    mv "$1.new$$" "$1"
+}
+export -f compile
+export source library
+prepare_programs() {
+    mkdir -p "$cache/tests" "$cache/etc"
+    {
+        printf '%s\n' "$cache/init" "$here/init.c" "$cache/supports" "$here/supports.c"
+        for file in "$source"/tests/c/*.c; do
+            printf '%s\n' "$cache/tests/$(basename "$file" .c)" "$file"
+        done
+    } | xargs -P "$(nproc)" -n 2 bash -c 'compile "$@"' compile || die "a test program does not compile"
+    printf '127.0.0.1 localhost\n::1 localhost\n127.0.1.1 kernel\n' >"$cache/etc/hosts"
+    printf 'nameserver 127.0.0.1\noptions timeout:1 attempts:1\n' >"$cache/etc/resolv.conf"
+    printf 'hosts: files dns\n' >"$cache/etc/nsswitch.conf"
+    printf 'http 80/tcp\ndomain 53/udp\n' >"$cache/etc/services"
+    printf 'root:x:0:0:root:/:/bin/true\nnobody:x:65534:65534:nobody:/:/bin/true\n' >"$cache/etc/passwd"
+    local words=(init="$cache/init" bin/true@/init proc/ sys/ dev/ tmp/ tests/.supports="$cache/supports") program file
+    for file in hosts resolv.conf nsswitch.conf services passwd; do words+=("etc/$file=$cache/etc/$file"); done
+    for file in "$source"/tests/c/*.c; do
+        program=$(basename "$file" .c)
+        words+=("tests/$program=$cache/tests/$program")
+    done
+    python3 "$here/pack.py" "$cache/programs.cpio" "${words[@]}"
+}
+
+# boot VERSION: runs everything there; the output goes to cache/VERSION.log
+boot() {
+    local version=$1 directory=$cache/linux-$1 log=$cache/$1.log
+    cat "$cache/programs.cpio" "$directory/modules.cpio" >"$directory/initramfs"
+    rm -f "$directory/disk"
+    truncate -s 1G "$directory/disk"
+    mkfs.ext4 -q -F "$directory/disk"
+    local append="console=ttyS0 quiet loglevel=2 panic=-1 mitigations=off BACKENDS=$backends"
+    append+=" UPCALL_TEST_SECONDS=${SECONDS_PER_TEST:-120} UPCALL_TEST_SLOWNESS=${SLOWNESS:-4}"
+    append+=" ${PROGRAMS:+PROGRAMS=$PROGRAMS} ${TESTS:+TESTS=$TESTS} AUTO_PROGRAMS=backend,loop,submit"
+    timeout "${MACHINE_SECONDS:-7200}" "${qemu[@]}" -machine q35 -accel tcg,thread=multi -cpu max -smp 2 -m 1024 -nodefaults \
+        -no-reboot -display none -serial stdio -drive "file=$directory/disk,if=virtio,format=raw,cache=unsafe" \
+        -kernel "$directory/vmlinuz" -initrd "$directory/initramfs" -append "$append" </dev/null >"$log" 2>&1 ||
+        say "qemu ended with $?"
+    rm -f "$directory/disk" "$directory/initramfs"
+}
+
+# ---- What came out.
+
+# summary LOG: one row per backend, then what failed.
+summary() {
+    tr -d '\r' <"$1" | awk '
+        $1 == "@@" && $2 == "kernel" { kernel = $3 }
+        $1 == "@@" && $2 == "begin" { backend = $4; program = $3; open[backend] = program; if (!(backend in seen)) { seen[backend]; order[++n] = backend } next }
+        $1 == "@@" && $2 == "end" {
+            open[backend] = ""
+            if (program == ".supports") next
+            programs[backend]++
+            passed[backend] += run - failures
+            failed[backend] += failures
+            skipped[backend] += skips
+            run = failures = skips = 0
+            if ($5 == 77) whole[backend]++
+            else if ($5 != 0 && !(program in failing)) bad = bad sprintf("  %s: %s ended with %s\n", backend, program, $5)
+            delete failing
+            next
+        }
+        $1 == "@@" && $2 == "reason" { inuse[backend] = $3; $1 = $2 = $3 = ""; sub(/^ +/, ""); reason[backend] = $0; next }
+        $1 == "@@" && $2 == "problem" { problems = problems "  " $0 "\n"; next }
+        $1 == "@@" && $2 == "done" { done = 1 }
+        /^[0-9]+ run, [0-9]+ failed$/ { run = $1; failures = $3 } # the last one: a test may run its program again
+        $1 == "skipped" && NF == 2 { skips++ }
+        $1 == "FAILED" { failing[program]; bad = bad "  " backend ": " program ": " $0 "\n" }
+        END {
+            for (i = 1; i <= n; i++) {
+                b = order[i]
+                if (open[b] != "") bad = bad "  " b ": the machine died in " open[b] "\n"
+                printf "| %s | %s | %d | %d | %d | %d | %s: %s |\n", kernel, b, programs[b] - whole[b], passed[b], failed[b], skipped[b],
+                    inuse[b], reason[b]
+            }
+            if (!done) bad = bad "  the machine did not come to its end\n"
+            if (bad problems != "") { printf "%s%s", bad, problems >"/dev/stderr"; exit 1 }
+        }'
+}
+
+# operations LOG...: how each kernel does each operation on the backend that auto chooses.
+operations() {
+    [ $# -gt 0 ] || return 0
+    tr -d '\r' < <(cat "$@") | awk '
+        $1 == "@@" && $2 == "kernel" { heads = heads " " $3 " |"; lines = lines " --- |"; kernel++ }
+        $1 == "@@" && $2 == "begin" { auto = $4 == "auto" }
+        $1 == "@@" && $2 == "op" && auto { if (!($3 in known)) { known[$3]; name[++n] = $3 } how[$3, kernel] = $4 }
+        END {
+            print "| operation |" heads "\n| --- |" lines
+            for (i = 1; i <= n; i++) {
+                row = "| " name[i] " |"
+                for (k = 1; k <= kernel; k++) row = row " " how[name[i], k] " |"
+                print row
+            }
+        }'
+}
+
+{ # read as a whole, so that the file may be edited while it runs
+# Two of these may run side by side, but not fetch and compile.
+exec 9>"$cache/lock"
+flock 9
+apt_root "$cache/apt" bullseye bullseye-security bookworm bookworm-security bookworm-backports trixie trixie-backports sid
+prepare_qemu
+prepare_programs
+flock -u 9
+status=0
+logs=()
+rows='| kernel | asked for | programs | passed | failed | skipped | in use, and why |
+| --- | --- | --- | --- | --- | --- | --- |
+'
+for wanted; do
+    flock 9
+    version=$(version_of "$wanted")
+    if [ -z "$version" ] || ! fetch_kernel "$version"; then
+        rows+="| $wanted | missing: Debian's archive did not give it | | | | | |"$'\n'
+        status=1
+        flock -u 9
+        continue
+    fi
+    flock -u 9
+    say "booting $version, see $cache/$version.log"
+    boot "$version"
+    logs+=("$cache/$version.log")
+    row=$(summary "$cache/$version.log") || status=1
+    rows+=$row$'\n'
+done
+printf '%s\n' "$rows"
+operations "${logs[@]}"
+exit $status
+}
