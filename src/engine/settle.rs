@@ -373,7 +373,8 @@ impl<D: Driver> Engine<D> {
         if self.core.def(index).is(op::EDGE) {
             self.core.slots[index].args.stage = 0;
         }
-        if multi && starved {
+        // A pause at a limit (lent buffers, unreaped records) took the idle limit away; one by the clock kept it.
+        if multi && (starved || deadline == u64::MAX) {
             self.restart_idle_limit(index);
         } else if deadline != u64::MAX {
             self.arm(index, deadline, u64::MAX);

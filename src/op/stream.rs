@@ -104,6 +104,47 @@ fn lent_read(args: &Args, buffer: *mut u8, size: u32) -> Decision {
     without_waiting(&mut again, true, &part, 1)
 }
 
+/// A pipe is filled, as the ring fills it, and not waited for until all of a long write has found room: one that shows POLLOUT
+/// has room for PIPE_BUF. (A FIFO does not take RWF_NOWAIT, nor does a pipe once it was spliced.)
+fn block_write(fd: i32, iov: *const libc::iovec, count: usize) -> i64 {
+    if !sys::is_pipe(fd) {
+        return sys::writev(fd, iov, count);
+    }
+    let mut parts = side::vector(iov as u64, count as u64).to_vec();
+    let mut first = 0;
+    let mut moved = 0;
+    while first < parts.len() {
+        let mut room = libc::PIPE_BUF;
+        let mut piece = Vec::new();
+        for part in &parts[first..] {
+            let len = part.iov_len.min(room);
+            piece.push(libc::iovec { iov_base: part.iov_base, iov_len: len });
+            room -= len;
+            if room == 0 {
+                break;
+            }
+        }
+        let count = match sys::writev(fd, piece.as_ptr(), piece.len()) {
+            error if error < 0 => return if moved > 0 { moved } else { error },
+            count => count,
+        };
+        moved += count;
+        let mut left = count as usize;
+        while first < parts.len() && left >= parts[first].iov_len {
+            left -= parts[first].iov_len;
+            first += 1;
+        }
+        if first < parts.len() {
+            parts[first].iov_base = parts[first].iov_base.wrapping_byte_add(left);
+            parts[first].iov_len -= left;
+        }
+        if sys::poll_now(fd, libc::POLLOUT) & libc::POLLOUT == 0 {
+            break;
+        }
+    }
+    moved
+}
+
 pub(super) const OPS: &[OpDef] = &[
     OpDef {
         kind: UPCALL_OP_READ,
@@ -139,7 +180,7 @@ pub(super) const OPS: &[OpDef] = &[
                 .build()
         }),
         attempt: Some(attempt_write),
-        block: Some(|args| sys::writev(args.fd(), &part_of(args), 1)),
+        block: Some(|args| block_write(args.fd(), &part_of(args), 1)),
         ..OpDef::BASE
     },
     OpDef {
@@ -170,7 +211,7 @@ pub(super) const OPS: &[OpDef] = &[
                 .build()
         }),
         attempt: Some(|args| without_waiting(args, false, args.ptr(), args.len as usize)),
-        block: Some(|args| sys::writev(args.fd(), args.ptr(), args.len as usize)),
+        block: Some(|args| block_write(args.fd(), args.ptr(), args.len as usize)),
         ..OpDef::BASE
     },
 ];

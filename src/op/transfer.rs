@@ -113,24 +113,29 @@ fn check_splice(op: &upcall_op) -> Checked {
 
 /// Waits for both ends. Then a pool thread does what may touch a disk, a thread of its own what may wait for long, and the
 /// rest is `call`ed at once.
-fn when_ready(args: &Args, call: fn(&Args) -> i64) -> Decision {
+fn when_ready(args: &Args, call: fn(&Args) -> i64, pipes_wait: bool) -> Decision {
     let (input, output) = (args.fd(), args.fd2());
-    let may_wait = |fd: i32| !sys::is_file(fd) && !sys::is_pipe(fd) && !sys::is_nonblocking(fd);
+    // Some of the calls wait for room before they see that they need none.
+    if args.len == 0 {
+        let open = sys::is_open(input) && sys::is_open(output);
+        return Decision::Done(if open { 0 } else { -i64::from(libc::EBADF) });
+    }
+    let may_wait = |fd: i32| !sys::is_file(fd) && (pipes_wait || !sys::is_pipe(fd)) && !sys::is_nonblocking(fd);
     // The wrong end of a pipe would be waited for without end, and what is wrong does not wait for the other. The kernel says
     // what it is, and moves nothing.
     if args.len > 0 && (sys::is_at_most(input, libc::O_WRONLY) || sys::is_at_most(output, libc::O_RDONLY)) {
         return Decision::Done(call(args));
     }
-    if args.len > 0 && sys::poll_now(input, libc::POLLIN) == 0 {
+    if sys::poll_now(input, libc::POLLIN) == 0 {
         return Decision::Wait(libc::POLLIN as u32);
     }
-    if args.len > 0 && sys::poll_now(output, libc::POLLOUT) == 0 {
+    if sys::poll_now(output, libc::POLLOUT) == 0 {
         return Decision::Wait(libc::POLLOUT as u32 | SECOND);
     }
     if sys::is_file(input) || sys::is_file(output) {
         return if may_wait(output) || may_wait(input) { Decision::Own } else { Decision::Pool };
     }
-    if args.len > 0 && (may_wait(input) || may_wait(output)) {
+    if may_wait(input) || may_wait(output) {
         return Decision::Own;
     }
     match sys::thread::without_write_signals(|| call(args)) {
@@ -200,14 +205,6 @@ fn sendfile(args: &Args) -> i64 {
     sys::sendfile(args.fd2(), args.fd(), offset, args.call_len() as usize)
 }
 
-/// sendfile(2) cannot be asked not to wait for a pipe, and would hold the pool's thread.
-fn attempt_sendfile(args: &mut Args) -> Decision {
-    match when_ready(args, sendfile) {
-        Decision::Pool if sys::is_pipe(args.fd2()) && !sys::is_nonblocking(args.fd2()) => Decision::Own,
-        decision => decision,
-    }
-}
-
 fn copy_range(args: &Args) -> i64 {
     let offset = |value: u64| (value != CURRENT).then_some(value as i64);
     let (from, to) = (offset(args.offset), offset(args.offset2));
@@ -222,7 +219,7 @@ pub(super) const OPS: &[OpDef] = &[
         name: "splice",
         facts: TRANSFER | CAN_FULL,
         check: Some(check_splice),
-        attempt: Some(|args| when_ready(args, splice)),
+        attempt: Some(|args| when_ready(args, splice, false)),
         block: Some(block_splice),
         ..OpDef::BASE
     },
@@ -231,7 +228,7 @@ pub(super) const OPS: &[OpDef] = &[
         name: "tee",
         facts: TRANSFER,
         check: Some(check_splice),
-        attempt: Some(|args| when_ready(args, tee)),
+        attempt: Some(|args| when_ready(args, tee, false)),
         block: Some(tee),
         ..OpDef::BASE
     },
@@ -240,7 +237,8 @@ pub(super) const OPS: &[OpDef] = &[
         name: "sendfile",
         facts: TRANSFER | CAN_FULL,
         check: Some(check_offsets),
-        attempt: Some(attempt_sendfile),
+        // Unlike the others it cannot be asked not to wait for a pipe.
+        attempt: Some(|args| when_ready(args, sendfile, true)),
         block: Some(sendfile),
         ..OpDef::BASE
     },

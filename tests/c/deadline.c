@@ -375,12 +375,15 @@ TEST(an_expired_full_receive_tells_what_arrived) { /* hazards row 20 */
             write_all(fds[1], data, 15);
             CHECK(upcall_poll(loop, MS(10)) >= 0);
             write_all(fds[1], data + 15, 25);
+            start_all(loop);
+            bool late = now_ns() - before >= op.timeout_ns; /* of a machine that was busy with something else */
             run_finals(loop, &timed.rec, 1);
             CHECK_EQ(timed.rec.count, 1);
             CHECK(timed.at[0] - before >= op.timeout_ns);
-            CHECK_EXPIRED(final_of(&timed.rec, id), 40);
-            CHECK(has_pattern(in, 40, 0));
-            CHECK(ioctl(fds[0], FIONREAD, &left) == 0 && left == 0);
+            CHECK(ioctl(fds[0], FIONREAD, &left) == 0);
+            CHECK_EXPIRED(final_of(&timed.rec, id), 40 - left); /* what was not received is not lost either */
+            CHECK(has_pattern(in, 40 - (size_t)left, 0));
+            CHECK(left == 0 || late);
             close_pair(fds);
             free_loop(loop);
         }

@@ -442,3 +442,70 @@ TEST(a_write_of_no_bytes_to_a_full_pipe_does_not_wait) {
     close_pair(fds);
     close(sink);
 }
+
+/* The pause at lend_max ends when the buffer comes back, and the idle limit begins anew. */
+TEST(the_idle_limit_goes_on_after_a_pause_at_lend_max) {
+    for (int reaped = 0; reaped <= 1; reaped++) {
+        int fds[2];
+        unix_pair(fds);
+        upcall_loop *loop = new_loop();
+        upcall_buffers *pool;
+        struct recorder rec = {0};
+        CHECK_EQ(upcall_buffers_new(loop, 2, 64, &pool), 0);
+        upcall_op op = upcall_op_recv(fds[0], NULL, 0, 0);
+        op.buffers = pool;
+        op.flags = UPCALL_MULTISHOT;
+        op.lend_max = 1;
+        op.timeout_ns = (uint64_t)MS(200);
+        write_all(fds[1], "x", 1);
+        upcall_event event = {0};
+        if (reaped) {
+            CHECK_EQ(upcall_submit(loop, &op, 1, NULL), 0);
+            while (upcall_reap(loop, &event, 1) == 0)
+                CHECK(upcall_poll(loop, -1) >= 0);
+        } else {
+            submit_one(loop, op, &rec);
+            run_until(loop, &rec, 1);
+            event = (upcall_event){.result = rec.events[0].result, .flags = rec.events[0].flags,
+                                   .buffer = rec.events[0].buffer};
+        }
+        CHECK_EQ(event.result, 1);
+        CHECK_EQ(event.flags, UPCALL_MORE);
+        CHECK_EQ(upcall_buffers_return(pool, event.buffer), 0);
+        if (reaped) {
+            for (int turns = 0; upcall_reap(loop, &event, 1) == 0; turns++) {
+                CHECK(turns < 1000);
+                CHECK(upcall_poll(loop, MS(10)) >= 0);
+            }
+        } else {
+            run_finals(loop, &rec, 1);
+            event = (upcall_event){.result = rec.events[1].result, .flags = rec.events[1].flags};
+        }
+        CHECK_EQ(event.result, -ETIMEDOUT);
+        CHECK_EQ(event.flags, UPCALL_EXPIRED);
+        free_loop(loop);
+        CHECK_EQ(upcall_buffers_free(pool), 0);
+        close_pair(fds);
+        forget(&rec);
+    }
+}
+
+/* sendfile(2) of nothing waits for room in a pipe that it does not need; neither the loop nor the operation does. */
+TEST(a_sendfile_of_nothing_to_a_full_pipe_is_0_at_once) {
+    int from[2], to[2], file = temp_file(10);
+    pipe_pair(from);
+    pipe_pair(to);
+    fill_up(to[1]);
+    upcall_loop *loop = new_loop();
+    struct recorder rec = {0};
+    upcall_id piped = submit_one(loop, upcall_op_sendfile(to[1], from[0], -1, 0), &rec);
+    upcall_id filed = submit_one(loop, upcall_op_sendfile(to[1], file, 0, 0), &rec);
+    run_finals(loop, &rec, 2);
+    CHECK_EQ(final_of(&rec, piped).result, 0);
+    CHECK_EQ(final_of(&rec, filed).result, 0);
+    free_loop(loop);
+    close_pair(from);
+    close_pair(to);
+    close(file);
+    forget(&rec);
+}

@@ -1142,34 +1142,47 @@ TEST(a_paused_and_unreaped_multishot_can_be_cancelled) {
     free_loop(loop);
 }
 
-/* Also where the program is slow to poll after the event that took the last buffer, and while no data comes. */
+/* Also where the program is slow to poll after the event that took the last buffer, and while no data comes. On a slow
+   machine the limit may strike before the first event is there: then another is tried. */
 TEST(the_idle_limit_stands_still_from_the_moment_the_pool_is_dry) {
     for (int more_data = 0; more_data < 2; more_data++) {
         int fds[2];
         struct recorder rec = {0};
         upcall_buffers *pool = NULL;
         upcall_loop *loop = new_loop();
+        upcall_id id;
         unix_pair(fds);
         CHECK_EQ(upcall_buffers_new(loop, 1, 16, &pool), 0);
         upcall_op op = upcall_op_recv(fds[0], NULL, 0, 0);
         op.flags = UPCALL_MULTISHOT;
         op.buffers = pool;
         op.timeout_ns = (uint64_t)MS(20);
-        write_all(fds[1], "one", 3);
-        upcall_id id = submit_one(loop, op, &rec);
-        run_until(loop, &rec, 1);
+        for (;;) {
+            write_all(fds[1], "one", 3);
+            id = submit_one(loop, op, &rec);
+            run_until(loop, &rec, 1);
+            start_all(loop);
+            if (rec.finals == 0)
+                break;
+            CHECK_EQ(final_of(&rec, id).result, -ETIMEDOUT);
+            if (rec.events[0].buffer != NULL)
+                CHECK_EQ(upcall_buffers_return(pool, rec.events[0].buffer), 0);
+            drain_fd(fds[0]);
+            forget(&rec);
+        }
         CHECK_EQ(rec.events[0].result, 3);
         if (more_data)
             write_all(fds[1], "two", 3);
         pause_ms(40);
         for (int i = 0; i < 10; i++)
             CHECK_EQ(upcall_poll(loop, MS(4)), 0);
+        CHECK_EQ(rec.count, 1);
         CHECK_EQ(upcall_buffers_return(pool, rec.events[0].buffer), 0);
-        if (more_data) {
-            run_until(loop, &rec, 2);
-            CHECK_EQ(upcall_buffers_return(pool, rec.events[1].buffer), 0);
+        for (size_t seen = 1; rec.finals == 0; seen++) { /* it moves again */
+            run_until(loop, &rec, seen + 1);
+            if (rec.events[seen].buffer != NULL)
+                CHECK_EQ(upcall_buffers_return(pool, rec.events[seen].buffer), 0);
         }
-        run_finals(loop, &rec, 1); /* it moves again */
         CHECK_EQ(final_of(&rec, id).result, -ETIMEDOUT);
         CHECK_EQ(upcall_buffers_free(pool), 0);
         free_loop(loop);

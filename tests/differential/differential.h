@@ -184,6 +184,7 @@ typedef struct thing {
     uint32_t *word;    /* a futex */
     int signo;
     pid_t child;
+    bool spliced;      /* a pipe that can be asked no more not to wait */
     bool inexact;      /* bytes were dropped on purpose: conservation says nothing */
 } thing;
 

@@ -656,7 +656,9 @@ static upcall_op make_fsetxattr(run *r, live *l, thing *t) {
     size_t size;
     r->attributes = true;
     const void *value = value_of(r, l, &size);
-    return upcall_op_fsetxattr(t->fd, attribute_of(l), value, size, attribute_flags(l));
+    /* The devices are not the tester's: what is set on them stays. */
+    const bool foreign = t->plan.kind == DEV_NULL || t->plan.kind == DEV_ZERO;
+    return upcall_op_fsetxattr(foreign ? NOWHERE : t->fd, attribute_of(l), value, size, attribute_flags(l));
 }
 
 /* ---- Processes and threads. ---- */

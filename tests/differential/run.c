@@ -446,6 +446,9 @@ static bool ready_to_read(const run *r, const live *l) {
 /* The wrong end of a pipe, or what is not open, is told at once. */
 static bool both_ready(const run *r, const live *l) {
     const thing *in = &r->thing[l->thing], *out = l->second < 0 ? NULL : &r->thing[l->second];
+    /* The kernel's sendfile(2) of nothing waits for room, and for nothing else. */
+    if (l->op->length == 0 && strcmp(l->row->name, "sendfile") == 0)
+        return out == NULL || is_ready(out, POLLOUT);
     if (l->op->length == 0 || in->plan.kind == PIPE_OUT || in->closed ||
         (out != NULL && (out->closed || out->plan.kind == PIPE_IN || out->plan.kind == FIFO_IN)))
         return true;
@@ -670,6 +673,10 @@ static bool gets_along(const run *r, const operation *op, const operation_row *r
             return false;
         if (row->traits & PATHS && l->row->traits & PATHS)
             return false;
+        /* Which of several waiters a wake reaches is chance. */
+        if (row->waits == FOR_WAKE && l->row->waits == FOR_WAKE && r->thing[op->object].plan.kind == FUTEX &&
+            l->thing == op->object)
+            return false;
         if (!shares(r, l, op, row, op->object, wanted, ordered))
             return false;
         if (second >= 0 && !shares(r, l, op, row, second, second_claims(&r->thing[second]), ordered))
@@ -689,11 +696,16 @@ static bool on_thread_or_pool(const thing *t) {
     return t->row->traits & (STORES | ON_A_THREAD);
 }
 
+/* Records are looked at later than callbacks: what reads one stream in order is told all the same way. */
+static bool is_reaped(const run *r, const live *l, const thing *t) {
+    return t->row->traits & STREAM ? (r->program->buffer_size + (unsigned)l->thing) % 4 == 0 : l->op->reaped;
+}
+
 static void set_options(run *r, live *l, const thing *t) {
     const operation *op = l->op;
     upcall_op *made = &l->submitted;
     made->user = l;
-    made->callback = op->reaped ? NULL : on_callback;
+    made->callback = is_reaped(r, l, t) ? NULL : on_callback;
     made->flags = op->flags;
     /* Eight bytes at a time: the rest of a full transfer may be less. */
     if (op->flags & UPCALL_FULL && t->row->traits & (SLOWLY | COUNTS))
@@ -702,6 +714,10 @@ static void set_options(run *r, live *l, const thing *t) {
     /* Whether a thread or the clock is faster is chance. */
     if (limit == SHORT && (l->row->waits == ENDS || (on_thread_or_pool(t) && l->row->waits != FOR_BOTH)))
         limit = FAR;
+    if (limit == SHORT && l->row->waits == FOR_WAKE)
+        limit = FAR; /* a wake may reach it while it ends */
+    if (limit == SHORT && t->spliced)
+        limit = FAR; /* it is written to on a thread */
     /* A receive at a socket of messages that is shut down ends on a thread of the kernel's. */
     if (limit == SHORT && t->row->traits & MESSAGES && t->inexact)
         limit = FAR;
@@ -755,7 +771,9 @@ static void submit(run *r, const step *s) {
         /* A pidfd can be neither read nor written: the ring waits for it all the same. */
         const bool senseless = t->plan.kind == CHILD && row->traits & (GETS | PUTS) && strncmp(row->name, "recv", 4) != 0 &&
                                strncmp(row->name, "send", 4) != 0;
-        if (slow || senseless || c.closing[op->object] || (second >= 0 && c.closing[second]) || (takes_buffers && r->program->holds && c.lends) || !room_left(op->length) ||
+        /* A pipe that was spliced is written to on a thread, which waits for room for all of it. */
+        const bool waits_for_all = t->spliced && row->traits & PUTS && op->length > 4096 && !(op->flags & UPCALL_FULL);
+        if (slow || senseless || waits_for_all || c.closing[op->object] || (second >= 0 && c.closing[second]) || (takes_buffers && r->program->holds && c.lends) || !room_left(op->length) ||
             !gets_along(r, op, row, wanted, ordered || s->count > 1) ||
             (row->traits & CLOSES && c.touched[op->object] && is_used(r, op->object)) ||
             (row->traits & PATHS && !take_claim(&c, MAX_OBJECTS, STATE, strand)) ||
@@ -769,6 +787,9 @@ static void submit(run *r, const step *s) {
         c.touched[op->object] = true;
         if (second >= 0)
             c.touched[second] = true;
+        t->spliced |= row->traits & TWO && t->plan.kind == PIPE_OUT;
+        if (second >= 0)
+            r->thing[second].spliced |= r->thing[second].plan.kind == PIPE_OUT;
         c.closing[op->object] = row->traits & CLOSES;
         c.lends += takes_buffers;
         live *l = &r->live[number];
@@ -962,7 +983,7 @@ static void end_all(run *r, upcall_loop **loop) {
         upcall_loop_free(*loop);
         *loop = NULL;
         for (int i = 0; i < MAX_LIVE; i++)
-            if (is_live(&r->live[i]) && r->live[i].op->reaped)
+            if (is_live(&r->live[i]) && r->live[i].submitted.callback == NULL)
                 r->live[i].accepted = false; /* nobody is told */
         write_down(r);
     } else {
