@@ -172,7 +172,7 @@ boot() {
     mkfs.ext4 -q -F "$directory/disk"
     local append="console=ttyS0 quiet loglevel=2 panic=-1 mitigations=off BACKENDS=$backends"
     append+=" UPCALL_TEST_SECONDS=${SECONDS_PER_TEST:-120} UPCALL_TEST_SLOWNESS=${SLOWNESS:-4}"
-    append+=" ${PROGRAMS:+PROGRAMS=$PROGRAMS} ${TESTS:+TESTS=$TESTS} AUTO_PROGRAMS=backend,loop,submit"
+    append+=" ${PROGRAMS:+PROGRAMS=$PROGRAMS} ${TESTS:+TESTS=$TESTS} AUTO_PROGRAMS=${AUTO_PROGRAMS:-backend,loop,submit}"
     timeout "${MACHINE_SECONDS:-7200}" "${qemu[@]}" -machine q35 -accel tcg,thread=multi -cpu max -smp 2 -m 1024 -nodefaults \
         -no-reboot -display none -serial stdio -drive "file=$directory/disk,if=virtio,format=raw,cache=unsafe" \
         -kernel "$directory/vmlinuz" -initrd "$directory/initramfs" -append "$append" </dev/null >"$log" 2>&1 ||
