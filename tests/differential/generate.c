@@ -83,6 +83,9 @@ static void some_operation(const program *p, operation *op, bool last) {
     op->length = some_length(kind);
     op->offset = some_offset(kind);
     op->reaped = one_in(4);
+    /* A record is looked at after the callbacks of its turn: what reads one stream is told one way. */
+    if (row->traits & (GETS | DRAINS))
+        op->reaped = (p->seed >> op->object & 3) == 0;
     op->deadline = one_in(10) ? FAR : one_in(16) ? SHORT : NO_DEADLINE;
     if (row->traits & FULLY && one_in(4))
         op->flags |= UPCALL_FULL;

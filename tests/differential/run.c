@@ -655,6 +655,9 @@ static bool shares(const run *r, const live *l, const operation *op, const opera
         return false;
     if (state && r->unsettled)
         return false;
+    /* What it ends releases others, and whether these come before what follows the shutdown is timing. */
+    if (strcmp(row->name, "shutdown") == 0 && !may_start(r, l))
+        return false;
     if (!(wanted & taken))
         return true;
     const bool take_turns = row->traits & CURSOR && l->row->traits & CURSOR && row->claims == l->row->claims;
@@ -773,7 +776,11 @@ static void submit(run *r, const step *s) {
                                strncmp(row->name, "send", 4) != 0;
         /* A pipe that was spliced is written to on a thread, which waits for room for all of it. */
         const bool waits_for_all = t->spliced && row->traits & PUTS && op->length > 4096 && !(op->flags & UPCALL_FULL);
-        if (slow || senseless || waits_for_all || c.closing[op->object] || (second >= 0 && c.closing[second]) || (takes_buffers && r->program->holds && c.lends) || !room_left(op->length) ||
+        /* The ring uses room there that POLLOUT does not show yet, even when it is cancelled. */
+        const bool half_closed = (t->plan.kind == UNIX_STREAM && t->ended && wanted & OUT && row->waits == FOR_OUT &&
+                                  (op->length > 1000 || !is_ready(t, POLLOUT))) ||
+                                 (second >= 0 && r->thing[second].plan.kind == UNIX_STREAM && r->thing[second].ended);
+        if (half_closed || slow || senseless || waits_for_all || c.closing[op->object] || (second >= 0 && c.closing[second]) || (takes_buffers && r->program->holds && c.lends) || !room_left(op->length) ||
             !gets_along(r, op, row, wanted, ordered || s->count > 1) ||
             (row->traits & CLOSES && c.touched[op->object] && is_used(r, op->object)) ||
             (row->traits & PATHS && !take_claim(&c, MAX_OBJECTS, STATE, strand)) ||
