@@ -598,16 +598,19 @@ HELPER int temp_file(size_t size) {
     return fd;
 }
 
-/* Writes until the other side takes no more; how many bytes went in. */
+/* Writes until the other side takes no more, also not a little later (TCP moves on by itself); how many bytes went in. */
 HELPER size_t fill_up(int fd) {
     static const char block[65536];
     int flags = fcntl(fd, F_GETFL);
     size_t total = 0;
+    struct pollfd room = {fd, POLLOUT, 0};
     CHECK(fcntl(fd, F_SETFL, flags | O_NONBLOCK) == 0);
-    for (size_t size = sizeof block; size > 0; size /= 2)
-        for (ssize_t n; (n = write(fd, block, size)) > 0;)
-            total += (size_t)n;
-    CHECK(errno == EAGAIN);
+    do {
+        for (size_t size = sizeof block; size > 0; size /= 2)
+            for (ssize_t n; (n = write(fd, block, size)) > 0;)
+                total += (size_t)n;
+        CHECK(errno == EAGAIN);
+    } while (poll(&room, 1, (int)(2 * slowness())) == 1);
     CHECK(fcntl(fd, F_SETFL, flags) == 0);
     return total;
 }

@@ -208,8 +208,8 @@ static void see(const void *buffer, int64_t result) {
     int entries = 0;
     for (const upcall_dirent *entry = NULL; (entry = upcall_dirent_next(buffer, result, entry)); entries++) {
         const char *name = upcall_dirent_name(entry);
-        if (name[0] == '.')
-            continue;
+        if (name[0] < '0' || name[0] > '9')
+            continue; /* "." and "..", or another directory than the big one */
         long number = strtol(name, NULL, 10);
         CHECK(number >= 0 && number < ENTRIES);
         CHECK(strlen(name) == 5 + (size_t)(number % 200));
@@ -531,7 +531,7 @@ TEST(close_ends_a_multishot_first) {
     upcall_loop *loop = new_loop();
     struct scene scene = {0};
     set_directory(&scene);
-    CHECK_EQ(upcall_buffers_new(loop, 1, 24, &reader.pool), 0);
+    CHECK_EQ(upcall_buffers_new(loop, 1, (uint32_t)first_length(scene.fd), &reader.pool), 0);
     upcall_op op = upcall_op_readdir(scene.fd, NULL, 0);
     op.flags = UPCALL_MULTISHOT;
     op.buffers = reader.pool;

@@ -287,6 +287,15 @@ impl Uring {
         if def.is(op::PIPE_SIGNAL) && core.descriptors.class(fd) == Class::Device {
             return false;
         }
+        // Without DEFER_TASKRUN a write that waited goes on in whatever system call the thread makes next, where nothing keeps
+        // SIGPIPE away (5.10.262).
+        if def.is(op::PIPE_SIGNAL)
+            && !self.rung.is_deferred()
+            && sys::rwf_nosignal() == 0
+            && core.descriptors.class(fd) != Class::File
+        {
+            return false;
+        }
         if core.slots[index].is_zerocopy() {
             core.side(index).begun += 1;
             // Unix sockets refuse it, and their plain sends are as good.
