@@ -219,7 +219,11 @@ pub(super) const OPS: &[OpDef] = &[
         name: "splice",
         facts: TRANSFER | CAN_FULL,
         check: Some(check_splice),
-        attempt: Some(|args| when_ready(args, splice, false)),
+        attempt: Some(|args| match sys::is_pipe(args.fd()) || sys::is_pipe(args.fd2()) {
+            true => when_ready(args, splice, false),
+            // Nothing to wait for: the kernel refuses it.
+            false => Decision::Done(splice(args)),
+        }),
         block: Some(block_splice),
         ..OpDef::BASE
     },
@@ -228,7 +232,10 @@ pub(super) const OPS: &[OpDef] = &[
         name: "tee",
         facts: TRANSFER,
         check: Some(check_splice),
-        attempt: Some(|args| when_ready(args, tee, false)),
+        attempt: Some(|args| match sys::is_pipe(args.fd()) && sys::is_pipe(args.fd2()) {
+            true => when_ready(args, tee, false),
+            false => Decision::Done(tee(args)),
+        }),
         block: Some(tee),
         ..OpDef::BASE
     },
