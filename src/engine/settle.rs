@@ -576,7 +576,7 @@ impl<D: Driver> Engine<D> {
                 self.claims.push_back((slot.id(), slot.kind, side.made));
             }
         }
-        if def.is(op::SHUTS) {
+        if def.is(op::SHUTS) && result == 0 {
             // A send that waits for room at a unix socket is not told of it (6.18).
             for other in self.core.operations(self.core.slots[index].args.fd()) {
                 self.driver.look_again(&mut self.core, other);

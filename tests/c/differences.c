@@ -218,6 +218,8 @@ TEST(a_send_that_waits_ends_when_its_socket_is_shut_down) {
         upcall_id written = submit_one(loop, upcall_op_write(fds[1], "abc", 3), &rec);
         start_all(loop);
         quiet(loop, &rec);
+        CHECK_EQ(complete(loop, upcall_op_shutdown(fds[1], 77)).result, -EINVAL); /* changes nothing */
+        quiet(loop, &rec);
         submit_one(loop, upcall_op_shutdown(fds[1], hows[i]), &rec);
         run_finals(loop, &rec, 3);
         CHECK_EQ(final_of(&rec, sent).result, -EPIPE);

@@ -494,6 +494,11 @@ impl Uring {
             return match self.attempts.attempt(core, index) {
                 Step::Out(outcome) => outcome,
                 Step::Wait(events) if Attempts::ends_instead(core, index, events) => Outcome::done(index, 0),
+                // See `look_again`.
+                Step::Wait(events) if outcome.result == -i64::from(libc::ECANCELED) => {
+                    self.wait(core, index, events);
+                    Outcome::NONE
+                }
                 Step::Wait(_) => Outcome::postponed(index),
                 Step::Handed | Step::Native => Outcome::NONE,
             };
