@@ -726,8 +726,9 @@ static void set_options(run *r, live *l, const thing *t) {
                            (l->row->waits == FOR_CHILD && child_has_ended(r, l)) ||
                            (t->plan.kind == FUTEX && made->len != 0)))
         limit = FAR;
-    /* A machine that is busy elsewhere may let the idle limit pass between two events. */
-    if (limit == SHORT && made->flags & UPCALL_MULTISHOT && is_ready(t, POLLIN))
+    /* A machine that is busy elsewhere may let a limit pass before what could go on at once has gone on. */
+    const short needed = (short)((l->row->claims & IN ? POLLIN : 0) | (l->row->claims & OUT ? POLLOUT : 0));
+    if (limit == SHORT && is_ready(t, made->flags & UPCALL_MULTISHOT ? POLLIN : needed))
         limit = FAR;
     made->timeout_ns = limit == FAR ? 100 * UPCALL_SECOND : limit == SHORT ? SHORT_NS : 0;
     if (op->lends && r->pool != NULL) {
