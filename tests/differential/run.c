@@ -924,6 +924,10 @@ static void outside(run *r, const step *s) {
 static bool may_be_hasty(const run *r, const step *s, const step *next) {
     if (s->kind != SUBMIT || !s->hasty)
         return false;
+    /* What ends by a close or a shutdown races with what comes at once. */
+    for (int i = 0; i < MAX_LIVE; i++)
+        if (r->live[i].accepted && !r->live[i].ended && (r->live[i].row->traits & CLOSES || r->thing[r->live[i].thing].inexact))
+            return false;
     for (unsigned i = 0; i < s->count; i++)
         if (s->ops[i].deadline == SHORT)
             return false;
