@@ -186,14 +186,17 @@ TEST(a_receive_on_a_datagram_socket_that_is_shut_down_is_0) {
             lent.buffers = pool;
             submit_one(loop, upcall_op_recv(fds[0], bytes, sizeof bytes, 0), &rec);
             submit_one(loop, upcall_op_recvmsg(fds[0], &msg, 0), &rec);
+            upcall_op lent_read = upcall_op_read(fds[0], NULL, 0);
+            lent_read.buffers = pool;
             submit_one(loop, upcall_op_read(fds[0], bytes, sizeof bytes), &rec);
             submit_one(loop, lent, &rec);
+            submit_one(loop, lent_read, &rec);
             start_all(loop);
             if (when == 1)
                 CHECK(shutdown(fds[0], SHUT_RD) == 0);
-            run_finals(loop, &rec, 4);
-            submit_one(loop, upcall_op_recv(fds[0], bytes, sizeof bytes, 0), &rec); /* and once more */
             run_finals(loop, &rec, 5);
+            submit_one(loop, upcall_op_recv(fds[0], bytes, sizeof bytes, 0), &rec); /* and once more */
+            run_finals(loop, &rec, 6);
             for (size_t k = 0; k < rec.count; k++) {
                 CHECK_EQ(rec.events[k].result, 0);
                 CHECK(rec.events[k].buffer == NULL);

@@ -310,9 +310,9 @@ impl Uring {
             // The kernel keeps no count of what is lent, nor of records that wait: those are armed one by one.
             let lend_max = side.as_ref().map_or(0, |side| side.lend_max);
             let multi = wants_multi && lend_max == 0 && slot.callback.is_some();
-            // An empty datagram gets no buffer from the kernel (6.18); for messages the attempt lends one.
+            // The kernel's answer does not tell an empty datagram from the end (6.18); the attempt lends a buffer for the one only.
             // And a multishot of messages does not see an end that has come.
-            let messages = def.is(op::CAN_MULTI) && sys::is_message_socket(fd);
+            let messages = sys::is_message_socket(fd);
             if messages && (!def.is(op::MESSAGE) || sys::is_shut_message_socket(fd)) {
                 return false;
             }
