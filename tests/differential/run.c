@@ -666,6 +666,9 @@ static bool shares(const run *r, const live *l, const operation *op, const opera
 /* Whether the operation can be done next to what is in flight without a race. */
 static bool gets_along(const run *r, const operation *op, const operation_row *row, unsigned wanted, bool ordered) {
     const int second = second_of(op, row);
+    /* It says for ever that there is something to read, and nothing comes. */
+    if (second >= 0 && r->thing[op->object].row->traits & MESSAGES && r->thing[op->object].inexact)
+        return false;
     for (int i = 0; i < MAX_LIVE; i++) {
         const live *l = &r->live[i];
         if (!l->accepted || l->ended)
