@@ -560,6 +560,7 @@ impl Uring {
             left -= size;
             self.bundle.push_back(part.with_more(left > 0 || outcome.more()));
         }
+        self.queues.hide();
         self.bundle.pop_front().unwrap_or(outcome)
     }
 
@@ -789,19 +790,25 @@ impl Driver for Uring {
 
     #[inline(always)]
     fn next(&mut self, core: &mut Core) -> Outcome {
-        if let Some(outcome) = self.bundle.pop_front() {
-            return outcome;
-        }
         if self.queues.has_taken_many() && self.attempts.has_work() {
             let outcome = self.next_attempted(core);
             if !outcome.is_none() {
                 return outcome;
             }
         }
-        while let Some(entry) = self.queues.pop() {
-            let outcome = self.translate(core, entry);
-            if !outcome.is_none() {
+        loop {
+            while let Some(entry) = self.queues.pop() {
+                let outcome = self.translate(core, entry);
+                if !outcome.is_none() {
+                    return outcome;
+                }
+            }
+            // The rest of a completion that filled several buffers comes before the next one, which was hidden for that.
+            if let Some(outcome) = self.bundle.pop_front() {
                 return outcome;
+            }
+            if !self.queues.look() {
+                break;
             }
         }
         if self.attempts.has_work() { self.next_attempted(core) } else { Outcome::NONE }
@@ -882,6 +889,7 @@ impl Driver for Uring {
             self.catch_up(core);
             let soon = sys::now() + 20_000_000;
             self.enter(core, 1, calls::ENTER_GETEVENTS, Some(soon));
+            self.queues.look();
             while let Some(entry) = self.queues.pop() {
                 let Some(index) = core.slots.find(entry.user_data) else { continue };
                 let more = cqueue::more(entry.flags);

@@ -201,14 +201,23 @@ impl Queues {
         self.taken.is_multiple_of(64)
     }
 
-    /// The next completion.
+    /// Looks at what the kernel has posted. False: nothing to take.
+    #[inline(always)]
+    pub fn look(&mut self) -> bool {
+        self.posted = self.word(self.cq_tail).load(Ordering::Acquire);
+        self.taken != self.posted
+    }
+
+    /// What was seen is to be looked at again, after something else.
+    pub fn hide(&mut self) {
+        self.posted = self.taken;
+    }
+
+    /// The next completion that was seen.
     #[inline(always)]
     pub fn pop(&mut self) -> Option<Completion> {
         if self.taken == self.posted {
-            self.posted = self.word(self.cq_tail).load(Ordering::Acquire);
-            if self.taken == self.posted {
-                return None;
-            }
+            return None;
         }
         // SAFETY: masked into the mapping, and posted by the kernel; struct io_uring_cqe is a u64, an i32 and a u32.
         let completion =
