@@ -123,9 +123,9 @@ impl Attempts {
         }
     }
 
-    /// An operation would wait for data at a descriptor that shows its end: on a socket of messages none will tell. The
-    /// queue of errors has no end.
-    pub fn ends_instead(core: &mut Core, index: u32, events: u32) -> bool {
+    /// What becomes of an operation that would wait for data at a descriptor that shows its end: on a socket of messages
+    /// nothing will tell it, so it ends here. The queue of errors has no end.
+    pub fn end_instead(core: &mut Core, index: u32, events: u32) -> Option<Outcome> {
         let def = core.def(index);
         let args = &core.slots[index].args;
         let ends = def.is(op::INWARD)
@@ -142,7 +142,7 @@ impl Attempts {
             side.msg.msg_controllen = 0;
             side.msg.msg_flags = 0;
         }
-        ends
+        ends.then(|| Outcome::done(index, 0))
     }
 
     fn hand_over(&mut self, core: &mut Core, index: u32, own: bool, buffer: Option<u32>) -> Step {

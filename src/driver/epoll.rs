@@ -88,9 +88,9 @@ impl Epoll {
         }
         let fd = core.slots[index].args.fd();
         if core.descriptors.get(fd).is_some_and(|descriptor| descriptor.interest & ENDED != 0)
-            && Attempts::ends_instead(core, index, events)
+            && let Some(end) = Attempts::end_instead(core, index, events)
         {
-            return Outcome::done(index, 0);
+            return end;
         }
         core.slots[index].rung = rung::WAITING;
         core.slots[index].next = events;

@@ -494,8 +494,8 @@ impl<D: Driver> Engine<D> {
         };
         let after = self.core.slots[other].state == State::Parked && theirs.0 == mine.0 && theirs.1 > mine.1;
         if after {
-            let clear = self.core.unlist(other);
             let fd = self.core.slots[index].args.fd();
+            let clear = [self.core.unlist(other), self.core.unlist_second(other)];
             clear.into_iter().flatten().filter(|&clear| clear != fd).for_each(|clear| self.note_closer(clear));
         }
         after

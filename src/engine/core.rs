@@ -70,23 +70,24 @@ impl Core {
         found
     }
 
-    /// Takes an operation out of the lists of its descriptors. The descriptors on which only a waiting close is left.
-    pub fn unlist(&mut self, index: u32) -> [Option<i32>; 2] {
-        let mut clear = [None; 2];
-        let (fd, second) = (self.slots[index].args.fd(), self.slots[index].args.fd2());
-        if self.slots[index].has(bits::LISTED) {
-            self.slots[index].bits &= !bits::LISTED;
-            if self.descriptors.unlink(&mut self.slots, index) && self.operations(fd).len() == 1 {
-                clear[0] = Some(fd);
-            }
+    /// Takes an operation out of its descriptor's list. The descriptor, if only a waiting close is left on it.
+    #[inline(always)]
+    pub fn unlist(&mut self, index: u32) -> Option<i32> {
+        if !self.slots[index].has(bits::LISTED) {
+            return None;
         }
-        if self.def(index).is(op::TWO_FDS)
+        self.slots[index].bits &= !bits::LISTED;
+        let fd = self.slots[index].args.fd();
+        (self.descriptors.unlink(&mut self.slots, index) && self.only_a_close_is_left(fd)).then_some(fd)
+    }
+
+    /// As [`Core::unlist`], for the second descriptor of one that has two.
+    pub fn unlist_second(&mut self, index: u32) -> Option<i32> {
+        let second = self.slots[index].args.fd2();
+        (self.def(index).is(op::TWO_FDS)
             && self.shared.seconds.remove(second, self.slots[index].id())
-            && self.only_a_close_is_left(second)
-        {
-            clear[1] = Some(second);
-        }
-        clear
+            && self.only_a_close_is_left(second))
+        .then_some(second)
     }
 
     /// A close waits for the descriptor's other operations, and there are none.

@@ -152,7 +152,7 @@ impl Descriptors {
         let look = || match sys::kind_of(fd) {
             sys::Kind::File => Class::File,
             sys::Kind::Device => Class::Device,
-            sys::Kind::Other => Class::Stream,
+            sys::Kind::Pipe | sys::Kind::Other => Class::Stream,
         };
         match self.get(fd) {
             None => look(),

@@ -604,7 +604,9 @@ impl<D: Driver> Engine<D> {
         if side.owed <= 0 {
             self.finish(index, sent.result);
         }
-        clear.into_iter().flatten().for_each(|fd| self.note_closer(fd));
+        if let Some(fd) = clear {
+            self.note_closer(fd);
+        }
         if let Some(steps) = steps {
             self.follow(steps);
         }
@@ -652,8 +654,13 @@ impl<D: Driver> Engine<D> {
         } else {
             self.core.counters().native.add(1);
         }
-        if set & (bits::LISTED | bits::SPECIAL) != 0 {
-            self.leave_descriptors(index, set);
+        if let Some(fd) = self.core.unlist(index) {
+            self.note_closer(fd);
+        }
+        if set & bits::SPECIAL != 0
+            && let Some(fd) = self.core.unlist_second(index)
+        {
+            self.note_closer(fd);
         }
         self.in_flight -= 1;
         let slot = &mut self.core.slots[index];
@@ -718,19 +725,6 @@ impl<D: Driver> Engine<D> {
             self.core.side(index).holds_cursor = true;
             self.core.slots[index].state = State::Started;
             self.driver.start(&mut self.core, index);
-        }
-    }
-
-    #[inline(always)]
-    fn leave_descriptors(&mut self, index: u32, set: u16) {
-        if set & bits::SPECIAL != 0 {
-            let clear = self.core.unlist(index);
-            clear.into_iter().flatten().for_each(|fd| self.note_closer(fd));
-        } else if self.core.descriptors.unlink(&mut self.core.slots, index) {
-            let fd = self.core.slots[index].args.fd();
-            if self.core.only_a_close_is_left(fd) {
-                self.note_closer(fd);
-            }
         }
     }
 

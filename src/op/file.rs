@@ -85,14 +85,7 @@ pub extern "C" fn upcall_op_pwritev(
     offset: i64,
     rwf_flags: i32,
 ) -> upcall_op {
-    upcall_op {
-        fd,
-        addr: iov as u64,
-        len: n as u64,
-        offset: offset as u64,
-        arg: rwf_flags as u32,
-        ..blank(UPCALL_OP_PWRITEV)
-    }
+    upcall_op { kind: UPCALL_OP_PWRITEV, ..upcall_op_preadv(fd, iov, n, offset, rwf_flags) }
 }
 
 /// @brief fsync(2). Result 0 when the file's data and metadata are on the device. Since 0.1.

@@ -432,6 +432,12 @@ pub(crate) fn check_not_negative(number: u64, what: &'static str) -> Checked {
     }
 }
 
+/// Copies two paths, or a path and a name.
+pub(crate) fn keep_paths(args: &mut Args, side: &mut Side, _: bool) {
+    args.addr = side.keep_path(args.addr);
+    args.addr2 = side.keep_path2(args.addr2);
+}
+
 /// A socket address that is copied.
 pub(crate) fn check_address(address: u64, len: u64) -> Checked {
     if address == 0 {

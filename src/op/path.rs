@@ -139,14 +139,7 @@ pub extern "C" fn upcall_op_hardlink(
     new: *const c_char,
     flags: i32,
 ) -> upcall_op {
-    upcall_op {
-        fd: olddirfd,
-        addr: old as u64,
-        addr2: new as u64,
-        arg: flags as u32,
-        arg2: newdirfd as u32,
-        ..blank(UPCALL_OP_HARDLINK)
-    }
+    upcall_op { kind: UPCALL_OP_HARDLINK, ..upcall_op_rename(olddirfd, old, newdirfd, new, flags as u32) }
 }
 
 /// An interrupted close has closed (close(2)); trying again would close somebody else's.
@@ -271,11 +264,6 @@ fn amend_paths(args: &mut Args, result: i64) -> Option<Decision> {
 fn check_paths(op: &upcall_op) -> Checked {
     check_path(op.addr, "old")?;
     check_path(op.addr2, "new")
-}
-
-fn keep_paths(args: &mut Args, side: &mut side::Side, _: bool) {
-    args.addr = side.keep_path(args.addr);
-    args.addr2 = side.keep_path2(args.addr2);
 }
 
 pub(super) const OPS: &[OpDef] = &[

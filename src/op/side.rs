@@ -198,8 +198,7 @@ impl Side {
 
     /// Copies a message header and its vector, and with `outward` also its name and control data.
     pub fn keep_message(&mut self, args: &mut Args, outward: bool) {
-        // SAFETY: the program passed a readable msghdr (checked: not NULL); reading it is a plain copy.
-        let theirs = unsafe { std::ptr::read_unaligned(args.addr as usize as *const libc::msghdr) };
+        let theirs = message(args.addr);
         self.msg = theirs;
         self.iov.clear();
         self.iov.extend_from_slice(vector(theirs.msg_iov as u64, theirs.msg_iovlen as u64));
@@ -211,13 +210,8 @@ impl Side {
                     self.keep_name(theirs.msg_name as u64, u64::from(theirs.msg_namelen)) as usize as *mut _;
             }
             if !theirs.msg_control.is_null() {
-                self.control.clear();
-                // SAFETY: the program passed msg_controllen readable bytes at msg_control (checked: a bounded length).
-                let control = unsafe {
-                    std::slice::from_raw_parts(theirs.msg_control.cast::<u8>(), theirs.msg_controllen as usize)
-                };
-                self.control.extend_from_slice(control);
-                self.msg.msg_control = self.control.as_mut_ptr().cast();
+                self.msg.msg_control =
+                    self.keep_bytes(theirs.msg_control as u64, theirs.msg_controllen as u64) as usize as *mut _;
             }
         }
         args.addr2 = args.addr;
@@ -240,34 +234,28 @@ impl Side {
         args.addr = &raw const self.msg as u64;
     }
 
-    /// Copies an option's value and returns where the copy is.
-    pub fn keep_value(&mut self, address: u64, len: u64) -> u64 {
-        self.control.clear();
-        if address != 0 {
-            // SAFETY: the program passed `len` readable bytes at `address` (checked: a bounded length).
-            let value = unsafe { std::slice::from_raw_parts(address as usize as *const u8, len as usize) };
-            self.control.extend_from_slice(value);
-        }
-        self.control.as_ptr() as u64
-    }
-
     /// Bytes the vector still names.
     pub fn vector_left(&self) -> u64 {
         self.iov[self.iov_done..].iter().map(|part| part.iov_len as u64).sum()
     }
 
     /// Drops the first `count` bytes of the vector.
-    pub fn advance_vector(&mut self, mut count: u64) {
-        while count > 0 && self.iov_done < self.iov.len() {
-            let part = &mut self.iov[self.iov_done];
-            if count < part.iov_len as u64 {
-                part.iov_base = part.iov_base.wrapping_byte_add(count as usize);
-                part.iov_len -= count as usize;
-                return;
-            }
-            count -= part.iov_len as u64;
-            self.iov_done += 1;
+    pub fn advance_vector(&mut self, count: u64) {
+        advance(&mut self.iov, &mut self.iov_done, count);
+    }
+}
+
+/// Drops the first `count` bytes of the parts from `done` on.
+pub(crate) fn advance(parts: &mut [libc::iovec], done: &mut usize, mut count: u64) {
+    while count > 0 && *done < parts.len() {
+        let part = &mut parts[*done];
+        if count < part.iov_len as u64 {
+            part.iov_base = part.iov_base.wrapping_byte_add(count as usize);
+            part.iov_len -= count as usize;
+            return;
         }
+        count -= part.iov_len as u64;
+        *done += 1;
     }
 }
 

@@ -828,7 +828,7 @@ pub(super) const OPS: &[OpDef] = &[
         name: "setsockopt",
         facts: FD,
         check: Some(check_setsockopt),
-        copy: Some(|args, side, _| args.addr = side.keep_value(args.addr, args.len)),
+        copy: Some(|args, side, _| args.addr = side.keep_bytes(args.addr, args.len)),
         attempt: Some(|args| {
             let len = args.len as socklen_t;
             Decision::Done(sys::setsockopt(args.fd(), args.arg as i32, args.arg2 as i32, args.ptr(), len))

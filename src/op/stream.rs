@@ -111,12 +111,13 @@ fn block_write(fd: i32, iov: *const libc::iovec, count: usize) -> i64 {
         return sys::writev(fd, iov, count);
     }
     let mut parts = side::vector(iov as u64, count as u64).to_vec();
-    let mut first = 0;
-    let mut moved = 0;
-    while first < parts.len() {
+    let total = sys::total_of(iov, count) as i64;
+    let (mut done, mut moved) = (0, 0);
+    let mut piece = Vec::new();
+    while moved < total {
+        piece.clear();
         let mut room = libc::PIPE_BUF;
-        let mut piece = Vec::new();
-        for part in &parts[first..] {
+        for part in &parts[done..] {
             let len = part.iov_len.min(room);
             piece.push(libc::iovec { iov_base: part.iov_base, iov_len: len });
             room -= len;
@@ -124,19 +125,12 @@ fn block_write(fd: i32, iov: *const libc::iovec, count: usize) -> i64 {
                 break;
             }
         }
-        let count = match sys::writev(fd, piece.as_ptr(), piece.len()) {
+        match sys::writev(fd, piece.as_ptr(), piece.len()) {
             error if error < 0 => return if moved > 0 { moved } else { error },
-            count => count,
-        };
-        moved += count;
-        let mut left = count as usize;
-        while first < parts.len() && left >= parts[first].iov_len {
-            left -= parts[first].iov_len;
-            first += 1;
-        }
-        if first < parts.len() {
-            parts[first].iov_base = parts[first].iov_base.wrapping_byte_add(left);
-            parts[first].iov_len -= left;
+            count => {
+                moved += count;
+                side::advance(&mut parts, &mut done, count as u64);
+            }
         }
         if sys::poll_now(fd, libc::POLLOUT) & libc::POLLOUT == 0 {
             break;

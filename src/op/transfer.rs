@@ -111,32 +111,82 @@ fn check_splice(op: &upcall_op) -> Checked {
     check_offsets(op)
 }
 
+/// An end of a transfer, looked at once.
+struct End {
+    kind: sys::Kind,
+    status: i32,
+}
+
+impl End {
+    fn new(fd: i32) -> End {
+        End { kind: sys::kind_of(fd), status: sys::status_of(fd) }
+    }
+
+    fn is_pipe(&self) -> bool {
+        self.kind == sys::Kind::Pipe
+    }
+
+    fn is_file(&self) -> bool {
+        self.kind == sys::Kind::File
+    }
+
+    /// It is not open, or for the other direction only (`mode`: O_WRONLY or O_RDONLY), or not for data.
+    fn is_at_most(&self, mode: i32) -> bool {
+        self.status < 0 || self.status & libc::O_PATH != 0 || self.status & libc::O_ACCMODE == mode
+    }
+
+    fn is_nonblocking(&self) -> bool {
+        self.status >= 0 && self.status & libc::O_NONBLOCK != 0
+    }
+}
+
+/// What a call needs of its ends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Needs {
+    /// One of them is a pipe, and the call can be asked not to wait for it.
+    APipe,
+    /// Both are.
+    Pipes,
+    /// Nothing, and it waits for a pipe as for anything else.
+    Nothing,
+}
+
 /// Waits for both ends. Then a pool thread does what may touch a disk, a thread of its own what may wait for long, and the
 /// rest is `call`ed at once.
-fn when_ready(args: &Args, call: fn(&Args) -> i64, pipes_wait: bool) -> Decision {
-    let (input, output) = (args.fd(), args.fd2());
-    // Some of the calls wait for room before they see that they need none.
-    if args.len == 0 {
-        let open = sys::is_open(input) && sys::is_open(output);
-        return Decision::Done(if open { 0 } else { -i64::from(libc::EBADF) });
-    }
-    let may_wait = |fd: i32| !sys::is_file(fd) && (pipes_wait || !sys::is_pipe(fd)) && !sys::is_nonblocking(fd);
-    // The wrong end of a pipe would be waited for without end, and what is wrong does not wait for the other. The kernel says
-    // what it is, and moves nothing.
-    if args.len > 0 && (sys::is_at_most(input, libc::O_WRONLY) || sys::is_at_most(output, libc::O_RDONLY)) {
+fn when_ready(args: &Args, call: fn(&Args) -> i64, needs: Needs) -> Decision {
+    let (input, output) = (End::new(args.fd()), End::new(args.fd2()));
+    let suits = match needs {
+        Needs::APipe => input.is_pipe() || output.is_pipe(),
+        Needs::Pipes => input.is_pipe() && output.is_pipe(),
+        Needs::Nothing => true,
+    };
+    // Nothing to wait for: the kernel refuses it.
+    if !suits {
         return Decision::Done(call(args));
     }
-    if sys::poll_now(input, libc::POLLIN) == 0 {
+    // Some of the calls wait for room before they see that they need none.
+    if args.len == 0 {
+        let open = input.status >= 0 && output.status >= 0;
+        return Decision::Done(if open { 0 } else { -i64::from(libc::EBADF) });
+    }
+    // The wrong end of a pipe would be waited for without end, and what is wrong does not wait for the other. The kernel says
+    // what it is, and moves nothing.
+    if input.is_at_most(libc::O_WRONLY) || output.is_at_most(libc::O_RDONLY) {
+        return Decision::Done(call(args));
+    }
+    if sys::poll_now(args.fd(), libc::POLLIN) == 0 {
         return Decision::Wait(libc::POLLIN as u32);
     }
-    if sys::poll_now(output, libc::POLLOUT) == 0 {
+    if sys::poll_now(args.fd2(), libc::POLLOUT) == 0 {
         return Decision::Wait(libc::POLLOUT as u32 | SECOND);
     }
-    if sys::is_file(input) || sys::is_file(output) {
-        return if may_wait(output) || may_wait(input) { Decision::Own } else { Decision::Pool };
-    }
-    if may_wait(input) || may_wait(output) {
+    let asked = |end: &End| end.is_nonblocking() || (needs != Needs::Nothing && end.is_pipe());
+    let may_wait = [&input, &output].into_iter().any(|end| !end.is_file() && !asked(end));
+    if may_wait {
         return Decision::Own;
+    }
+    if input.is_file() || output.is_file() {
+        return Decision::Pool;
     }
     match sys::thread::without_write_signals(|| call(args)) {
         // Both ends said yes: a pipe in use by another, or room for less than a page.
@@ -145,14 +195,18 @@ fn when_ready(args: &Args, call: fn(&Args) -> i64, pipes_wait: bool) -> Decision
     }
 }
 
+/// Where to read or write; None: at the descriptor's own position.
+fn place(offset: u64) -> Option<i64> {
+    (offset != CURRENT).then_some(offset as i64)
+}
+
 fn splice(args: &Args) -> i64 {
     splice_some(args, args.call_len())
 }
 
 fn splice_some(args: &Args, len: u32) -> i64 {
-    let offset = |value: u64| (value != CURRENT).then_some(value as i64);
     let flags = args.arg | libc::SPLICE_F_NONBLOCK;
-    sys::splice(args.fd(), offset(args.offset), args.fd2(), offset(args.offset2), len as usize, flags)
+    sys::splice(args.fd(), place(args.offset), args.fd2(), place(args.offset2), len as usize, flags)
 }
 
 /// What a blocking socket that shows POLLOUT takes without waiting.
@@ -201,13 +255,11 @@ fn tee(args: &Args) -> i64 {
 }
 
 fn sendfile(args: &Args) -> i64 {
-    let offset = (args.offset != CURRENT).then_some(args.offset as i64);
-    sys::sendfile(args.fd2(), args.fd(), offset, args.call_len() as usize)
+    sys::sendfile(args.fd2(), args.fd(), place(args.offset), args.call_len() as usize)
 }
 
 fn copy_range(args: &Args) -> i64 {
-    let offset = |value: u64| (value != CURRENT).then_some(value as i64);
-    let (from, to) = (offset(args.offset), offset(args.offset2));
+    let (from, to) = (place(args.offset), place(args.offset2));
     sys::copy_file_range(args.fd(), from, args.fd2(), to, args.call_len() as usize, args.arg)
 }
 
@@ -219,11 +271,7 @@ pub(super) const OPS: &[OpDef] = &[
         name: "splice",
         facts: TRANSFER | CAN_FULL,
         check: Some(check_splice),
-        attempt: Some(|args| match sys::is_pipe(args.fd()) || sys::is_pipe(args.fd2()) {
-            true => when_ready(args, splice, false),
-            // Nothing to wait for: the kernel refuses it.
-            false => Decision::Done(splice(args)),
-        }),
+        attempt: Some(|args| when_ready(args, splice, Needs::APipe)),
         block: Some(block_splice),
         ..OpDef::BASE
     },
@@ -232,10 +280,7 @@ pub(super) const OPS: &[OpDef] = &[
         name: "tee",
         facts: TRANSFER,
         check: Some(check_splice),
-        attempt: Some(|args| match sys::is_pipe(args.fd()) && sys::is_pipe(args.fd2()) {
-            true => when_ready(args, tee, false),
-            false => Decision::Done(tee(args)),
-        }),
+        attempt: Some(|args| when_ready(args, tee, Needs::Pipes)),
         block: Some(tee),
         ..OpDef::BASE
     },
@@ -244,8 +289,7 @@ pub(super) const OPS: &[OpDef] = &[
         name: "sendfile",
         facts: TRANSFER | CAN_FULL,
         check: Some(check_offsets),
-        // Unlike the others it cannot be asked not to wait for a pipe.
-        attempt: Some(|args| when_ready(args, sendfile, true)),
+        attempt: Some(|args| when_ready(args, sendfile, Needs::Nothing)),
         block: Some(sendfile),
         ..OpDef::BASE
     },

@@ -48,14 +48,7 @@ pub extern "C" fn upcall_op_setxattr(
     size: usize,
     flags: i32,
 ) -> upcall_op {
-    upcall_op {
-        addr: path as u64,
-        addr2: name as u64,
-        offset: value as u64,
-        len: size as u64,
-        arg: flags as u32,
-        ..blank(UPCALL_OP_SETXATTR)
-    }
+    upcall_op { kind: UPCALL_OP_SETXATTR, arg: flags as u32, ..upcall_op_getxattr(path, name, value.cast_mut(), size) }
 }
 
 /// @brief fgetxattr(2): as upcall_op_getxattr(), of the open file `fd`. Since 0.1.
@@ -73,14 +66,7 @@ pub extern "C" fn upcall_op_fsetxattr(
     size: usize,
     flags: i32,
 ) -> upcall_op {
-    upcall_op {
-        fd,
-        addr2: name as u64,
-        offset: value as u64,
-        len: size as u64,
-        arg: flags as u32,
-        ..blank(UPCALL_OP_FSETXATTR)
-    }
+    upcall_op { kind: UPCALL_OP_FSETXATTR, arg: flags as u32, ..upcall_op_fgetxattr(fd, name, value.cast_mut(), size) }
 }
 
 /// The longest value there is.
@@ -113,11 +99,6 @@ fn keep_name(args: &mut Args, side: &mut side::Side, _: bool) {
     args.addr2 = side.keep_path2(args.addr2);
 }
 
-fn keep_names(args: &mut Args, side: &mut side::Side, _: bool) {
-    args.addr = side.keep_path(args.addr);
-    args.addr2 = side.keep_path2(args.addr2);
-}
-
 fn value<T>(args: &Args) -> *mut T {
     args.offset as usize as *mut T
 }
@@ -130,14 +111,8 @@ fn size(args: &Args) -> u32 {
 /// The ring looks at the name before the path and the descriptor, the system calls of 6.12 and earlier after them. They
 /// tell what is wrong where more than the name is.
 fn amend_name(args: &mut Args, result: i64) -> Option<Decision> {
-    (result == -i64::from(libc::ERANGE) && !is_usual_name(args.ptr2())).then_some(Decision::Pool)
-}
-
-/// It has 1 to XATTR_NAME_MAX bytes.
-fn is_usual_name(name: *const c_char) -> bool {
-    // SAFETY: the copy that `keep_path2` made, which ends with a zero.
-    let length = unsafe { libc::strlen(name) };
-    (1..=255).contains(&length)
+    let usual = (1..=NAME_MAX).contains(&side::string_len(args.addr2));
+    (result == -i64::from(libc::ERANGE) && !usual).then_some(Decision::Pool)
 }
 
 pub(super) const OPS: &[OpDef] = &[
@@ -148,7 +123,7 @@ pub(super) const OPS: &[OpDef] = &[
             check_path(op.addr, "path")?;
             check_get(op)
         }),
-        copy: Some(keep_names),
+        copy: Some(keep_paths),
         opcode: Some(opcode::GetXattr::CODE),
         ring: form!(|args| opcode::GetXattr::new(args.ptr2(), value(args), args.ptr(), size(args)).build()),
         amend: Some(amend_name),
@@ -163,7 +138,7 @@ pub(super) const OPS: &[OpDef] = &[
             check_set(op)
         }),
         copy: Some(|args, side, buffers| {
-            keep_names(args, side, buffers);
+            keep_paths(args, side, buffers);
             args.offset = side.keep_bytes(args.offset, args.len);
         }),
         opcode: Some(opcode::SetXattr::CODE),

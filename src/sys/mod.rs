@@ -260,12 +260,13 @@ fn mode_of(fd: i32) -> Result<libc::mode_t, i32> {
 }
 
 /// What a descriptor is, as far as reading and writing it goes.
-#[derive(PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// A regular file, a directory or a disk: never "ready", has a position.
     File,
     Device,
-    /// Pipes, sockets, and what has no kind (eventfd, timerfd …); also what is not open.
+    Pipe,
+    /// Sockets, and what has no kind (eventfd, timerfd …); also what is not open.
     Other,
 }
 
@@ -273,6 +274,7 @@ pub(crate) fn kind_of(fd: i32) -> Kind {
     match mode_of(fd) {
         Ok(libc::S_IFREG | libc::S_IFBLK | libc::S_IFDIR) => Kind::File,
         Ok(libc::S_IFCHR) => Kind::Device,
+        Ok(libc::S_IFIFO) => Kind::Pipe,
         _ => Kind::Other,
     }
 }
@@ -282,7 +284,7 @@ pub(crate) fn is_file(fd: i32) -> bool {
 }
 
 pub(crate) fn is_pipe(fd: i32) -> bool {
-    mode_of(fd) == Ok(libc::S_IFIFO)
+    kind_of(fd) == Kind::Pipe
 }
 
 /// Whether positional I/O makes sense: a stream answers ESPIPE.
@@ -320,22 +322,20 @@ pub(crate) fn is_direct_file(fd: i32) -> bool {
     has_status(fd, libc::O_DIRECT) && is_file(fd)
 }
 
-fn has_status(fd: i32, flag: i32) -> bool {
+/// The status flags and access mode, or -1.
+pub(crate) fn status_of(fd: i32) -> i32 {
     // SAFETY: no pointers.
-    let flags = unsafe { libc::fcntl(fd, libc::F_GETFL) };
+    unsafe { libc::fcntl(fd, libc::F_GETFL) }
+}
+
+fn has_status(fd: i32, flag: i32) -> bool {
+    let flags = status_of(fd);
     flags >= 0 && flags & flag != 0
 }
 
 /// O_NONBLOCK is set.
 pub(crate) fn is_nonblocking(fd: i32) -> bool {
     has_status(fd, libc::O_NONBLOCK)
-}
-
-/// The descriptor is not open, or for the other direction only (`mode`: O_WRONLY or O_RDONLY), or not for data.
-pub(crate) fn is_at_most(fd: i32, mode: i32) -> bool {
-    // SAFETY: no pointers.
-    let flags = unsafe { libc::fcntl(fd, libc::F_GETFL) };
-    flags < 0 || flags & libc::O_PATH != 0 || flags & libc::O_ACCMODE == mode
 }
 
 /// The descriptor is open.

@@ -246,11 +246,12 @@ impl Uring {
         if !self.native[kind] {
             return false;
         }
+        // One that is withdrawn takes it back.
+        let zerocopy = core.slots[index].is_zerocopy();
+        if zerocopy {
+            core.side(index).begun += 1;
+        }
         if self.mask.refuses(def.kind) {
-            // Counted as any request: one that is withdrawn takes it back.
-            if core.slots[index].is_zerocopy() {
-                core.side(index).begun += 1;
-            }
             self.queues.blank().write(mask::refused_entry());
             return true;
         }
@@ -296,13 +297,14 @@ impl Uring {
         {
             return false;
         }
-        if core.slots[index].is_zerocopy() {
-            core.side(index).begun += 1;
-            // Unix sockets refuse it, and their plain sends are as good.
-            if let (true, true, Some(form)) = (self.zerocopy, sys::is_internet_socket(fd), def.ring_zerocopy) {
-                form(&core.slots[index].args, self.queues.blank());
-                return true;
-            }
+        // Unix sockets refuse it, and their plain sends are as good.
+        if zerocopy
+            && self.zerocopy
+            && sys::is_internet_socket(fd)
+            && let Some(form) = def.ring_zerocopy
+        {
+            form(&core.slots[index].args, self.queues.blank());
+            return true;
         }
         let (slot, side) = core.both(index);
         let wants_multi = slot.has(bits::MULTI) && !self.single[kind];
@@ -403,6 +405,14 @@ impl Uring {
         self.push(core, opcode::AsyncCancel::new(id).build(), slot::cancel_tag(id)).is_some()
     }
 
+    /// Asks the kernel to end an operation's request, now or when there is room.
+    fn ask_to_end(&mut self, core: &Core, index: u32) {
+        let id = core.slots[index].id();
+        if !self.push_cancel(core, id) {
+            self.cancels.push_back(id);
+        }
+    }
+
     /// Encodes what had to wait for room.
     fn catch_up(&mut self, core: &mut Core) {
         while let Some(&id) = self.cancels.front() {
@@ -493,13 +503,15 @@ impl Uring {
             // Or it cannot be watched. If the attempt would wait again, it is made again after a while.
             return match self.attempts.attempt(core, index) {
                 Step::Out(outcome) => outcome,
-                Step::Wait(events) if Attempts::ends_instead(core, index, events) => Outcome::done(index, 0),
-                // See `look_again`.
-                Step::Wait(events) if outcome.result == -i64::from(libc::ECANCELED) => {
-                    self.wait(core, index, events);
-                    Outcome::NONE
-                }
-                Step::Wait(_) => Outcome::postponed(index),
+                Step::Wait(events) => match Attempts::end_instead(core, index, events) {
+                    Some(end) => end,
+                    // See `look_again`.
+                    None if outcome.result == -i64::from(libc::ECANCELED) => {
+                        self.wait(core, index, events);
+                        Outcome::NONE
+                    }
+                    None => Outcome::postponed(index),
+                },
                 Step::Handed | Step::Native => Outcome::NONE,
             };
         }
@@ -541,10 +553,7 @@ impl Uring {
         if core.side_of(index).is_some_and(|side| side.may_lose_end)
             && sys::poll_now(core.slots[index].args.fd(), libc::POLLRDHUP) != 0
         {
-            let id = core.slots[index].id();
-            if !self.push_cancel(core, id) {
-                self.cancels.push_back(id);
-            }
+            self.ask_to_end(core, index);
         }
     }
 
@@ -620,7 +629,7 @@ impl Driver for Uring {
         Ok(())
     }
 
-    fn release(&mut self, core: &mut Core) -> Result<(), i32> {
+    fn release(&mut self, _: &mut Core) -> Result<(), i32> {
         // A ring belongs to the thread that enabled it; the next owner gets a new one. All that may fail comes before the old
         // one is given up.
         let made = setup::make(self.entries, self.rung, &self.mask).map_err(|denied| denied.error)?;
@@ -640,7 +649,6 @@ impl Driver for Uring {
             self.groups.offer_again(&self.ring, &pool);
         }
         self.registered.set_again(&self.ring);
-        let _ = core;
         Ok(())
     }
 
@@ -682,19 +690,17 @@ impl Driver for Uring {
         match core.slots[index].rung {
             rung::NATIVE | rung::WAITING => {
                 let position = core.slots[index].next;
-                let id = core.slots[index].id();
                 if position.wrapping_sub(self.queues.handed) < self.queues.unhanded() {
                     // Not handed over: the entry becomes a NOP of the same name, and the kernel never sees the operation.
-                    let entry = opcode::Nop::new().build().user_data(id);
+                    let entry = opcode::Nop::new().build().user_data(core.slots[index].id());
                     self.queues.replace(position, entry);
                     core.slots[index].bits |= bits::WITHDRAWN;
                     if core.slots[index].is_zerocopy() && core.slots[index].rung == rung::NATIVE {
                         core.side(index).begun -= 1;
                     }
-                } else if core.def(index).is(op::CLOSES) {
+                } else if !core.def(index).is(op::CLOSES) {
                     // A started close cannot be cancelled.
-                } else if !self.push_cancel(core, id) {
-                    self.cancels.push_back(id);
+                    self.ask_to_end(core, index);
                 }
                 Cancel::Asked
             }
@@ -719,10 +725,7 @@ impl Driver for Uring {
         // would not see the end.
         let multishot = core.slots[index].rung == rung::NATIVE && core.slots[index].has(bits::MULTI);
         if core.slots[index].rung == rung::WAITING || multishot {
-            let id = core.slots[index].id();
-            if !self.push_cancel(core, id) {
-                self.cancels.push_back(id);
-            }
+            self.ask_to_end(core, index);
         }
     }
 
