@@ -24,8 +24,8 @@ use crate::engine::buffers::Pool;
 use crate::engine::core::Core;
 use crate::engine::descriptors::Class;
 use crate::engine::shared::Shared;
-use crate::engine::slot::{self, NONE_INDEX, bits, rung};
-use crate::op::{self, Decision, KINDS, Lending, RingForm};
+use crate::engine::slot::{self, NONE_INDEX, Slot, bits, rung};
+use crate::op::{self, Decision, KINDS, Lending, OpDef, RingForm};
 use crate::sys;
 use crate::sys::ring::{self as calls};
 use groups::Groups;
@@ -446,9 +446,7 @@ impl Uring {
         let slot = &core.slots[index];
         if slot.bits & bits::SLOW == 0 && flags == 0 && entry.result >= 0 && slot.rung == rung::NATIVE {
             self.in_kernel -= 1;
-            let result = i64::from(entry.result);
-            let quick = slot.bits & !bits::QUICK == 0;
-            return if quick { Outcome::quick(index, result) } else { Outcome::done(index, result) };
+            return Outcome::done(index, i64::from(entry.result));
         }
         self.translate_slowly(core, index, entry)
     }
@@ -670,15 +668,15 @@ impl Driver for Uring {
     }
 
     #[inline(always)]
-    fn start_plain(&mut self, core: &mut Core, index: u32, kind: u8, id: u64) {
-        match self.forms[usize::from(kind) % KINDS] {
+    fn start_plain(&mut self, slot: &mut Slot, def: &OpDef, id: u64) -> bool {
+        match self.forms[def.kind as usize % KINDS] {
             Some(form) if self.queues.has_room() => {
-                let slot = &mut core.slots[index];
                 form(&slot.args, self.queues.blank());
                 slot.next = self.queues.queue(id);
                 self.in_kernel += 1;
+                true
             }
-            _ => self.start(core, index),
+            _ => false,
         }
     }
 
@@ -789,6 +787,18 @@ impl Driver for Uring {
         }
         self.attempts.open_turn();
         if interrupted { Err(libc::EINTR) } else { Ok(()) }
+    }
+
+    #[inline(always)]
+    fn next_quick<'a>(&mut self, core: &'a mut Core) -> Option<(&'a mut Slot, u32, i64)> {
+        let entry = self.queues.peek()?;
+        let (slot, index) = core.slots.find_slot(entry.user_data)?;
+        if entry.flags != 0 || entry.result < 0 || !slot.is_quick() || self.queues.has_taken_many() {
+            return None;
+        }
+        self.queues.skip();
+        self.in_kernel -= 1;
+        Some((slot, index, i64::from(entry.result)))
     }
 
     #[inline(always)]
