@@ -10,6 +10,7 @@ pub(crate) mod uring;
 
 use crate::engine::buffers::Pool;
 use crate::engine::core::Core;
+use crate::engine::descriptors::Descriptors;
 use crate::engine::slot::{NONE, Slot};
 use crate::op::OpDef;
 use std::sync::Arc;
@@ -124,7 +125,7 @@ pub(crate) trait Driver {
     /// [`Driver::start`] for one just accepted that has nothing in `bits::SLOW`; its rung says NATIVE already. False: it was
     /// not started.
     #[inline(always)]
-    fn start_plain(&mut self, _: &mut Slot, _: &OpDef, _id: u64) -> bool {
+    fn start_plain(&mut self, _: &mut Descriptors, _: &mut Slot, _: &OpDef, _id: u64) -> bool {
         false
     }
     /// Begins an operation by attempts, not natively: after a native answer that is not to be believed.
@@ -143,8 +144,7 @@ pub(crate) trait Driver {
     fn turn(&mut self, core: &mut Core, until: Until) -> Result<(), i32>;
     /// The next outcome that was there when the turn ended, or [`Outcome::NONE`].
     fn next(&mut self, core: &mut Core) -> Outcome;
-    /// The same, if it is the success of a native operation whose end concerns nobody but its slot (see
-    /// [`Slot::is_quick`]): slot, index and result. None: ask [`Driver::next`].
+    /// The same, if it is the success of a native operation whose end concerns few (see [`Slot::is_quick`]): slot, index and result. None: ask [`Driver::next`].
     #[inline(always)]
     fn next_quick<'a>(&mut self, _: &'a mut Core) -> Option<(&'a mut Slot, u32, i64)> {
         None

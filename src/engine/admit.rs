@@ -103,16 +103,13 @@ impl<D: Driver> Engine<D> {
                 ids[number].write(id);
             }
             let slot = &mut self.core.slots[index];
-            if slot.bits & bits::SLOW == 0
-                && def.copy.is_none()
-                && !(OPTIONS && operation.timeout_ns != 0)
-                && self.driver.start_plain(slot, def, id)
-            {
-                continue;
+            if slot.bits & bits::SLOW != 0 || def.copy.is_some() || (OPTIONS && operation.timeout_ns != 0) {
+                slot.rung = rung::IDLE;
+                self.fill_more(index, operation, def, at, false)?;
+                self.start(index);
+            } else if !self.driver.start_plain(&mut self.core.descriptors, slot, def, id) {
+                self.driver.start(&mut self.core, index);
             }
-            slot.rung = rung::IDLE;
-            self.fill_more(index, operation, def, at, false)?;
-            self.start(index);
         }
         Ok(())
     }
@@ -246,10 +243,7 @@ impl<D: Driver> Engine<D> {
             set |= bits::SPECIAL;
         }
         if def.is(op::FD | op::DIRFD) {
-            // What comes while the descriptor closes is nothing for the close to wait for.
-            let listed = operation.fd >= 0
-                && !self.core.descriptors.is_closing(operation.fd)
-                && self.core.descriptors.link(&mut self.core.slots, index);
+            let listed = operation.fd >= 0 && self.core.descriptors.link(&mut self.core.slots, index);
             set |= if listed { bits::LISTED } else { bits::SPECIAL };
             if def.is(op::TWO_FDS) {
                 self.enter_second(operation.arg2 as i32, self.core.slots[index].id());

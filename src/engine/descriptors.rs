@@ -91,7 +91,8 @@ impl Descriptors {
         Some(())
     }
 
-    /// Appends an operation to its descriptor's list. False: there is no such descriptor.
+    /// Appends an operation to its descriptor's list. False: there is no such descriptor, or a close waits for the others:
+    /// what comes while the descriptor closes is nothing for the close to wait for.
     #[inline(always)]
     pub fn link(&mut self, slots: &mut Slots, index: u32) -> bool {
         let Some(descriptor) = self.entry(slots[index].args.fd()) else { return false };
@@ -99,6 +100,8 @@ impl Descriptors {
         if tail == NONE {
             let interest = descriptor.interest & KEPT;
             *descriptor = Descriptor { interest, head: index, ..EMPTY };
+        } else if descriptor.closer != NONE {
+            return false;
         }
         descriptor.tail = index;
         slots[index].fd_prev = tail;
@@ -163,6 +166,12 @@ impl Descriptors {
                 descriptor.class
             }
         }
+    }
+
+    /// It is known to be a file.
+    #[inline(always)]
+    pub fn is_known_file(&mut self, fd: i32) -> bool {
+        self.get(fd).is_some_and(|descriptor| descriptor.class == Class::File)
     }
 
     /// Whether an operation at the descriptor's own position may start now; if so it counts as started. Two in the same

@@ -197,10 +197,10 @@ impl Slot {
         unsafe { std::ptr::from_mut(self).byte_add(std::mem::offset_of!(Slot, kind)).cast::<u64>().write(label.0) };
     }
 
-    /// A native request of an operation whose end concerns nobody but its slot: no list, no timer, no other state.
+    /// A native request of an operation whose end concerns its slot and its descriptor's list only: no timer, no other state.
     #[inline(always)]
     pub fn is_quick(&self) -> bool {
-        const MASK: u64 = Label::new(0, State::Free, 0, !bits::MOVES, u8::MAX).0;
+        const MASK: u64 = Label::new(0, State::Free, 0, !(bits::MOVES | bits::LISTED), u8::MAX).0;
         const QUICK: u64 = Label::new(0, State::Free, 0, 0, rung::NATIVE).0;
         // SAFETY: as above.
         let label = unsafe { std::ptr::from_ref(self).byte_add(std::mem::offset_of!(Slot, kind)).cast::<u64>().read() };

@@ -5,7 +5,7 @@
 use super::embed::Embed;
 use super::settle::Delivery;
 use super::shared::Message;
-use super::slot::{NONE, State};
+use super::slot::{NONE, State, bits};
 use super::{Engine, Loop};
 use crate::abi::*;
 use crate::driver::{Driver, Until};
@@ -149,8 +149,8 @@ impl<D: Driver> Engine<D> {
         result
     }
 
-    /// The shortest way: the next thing to deliver is the success of an operation whose end concerns nobody but its slot.
-    /// False: ask [`Engine::next`].
+    /// The shortest way: the next thing to deliver is the success of an operation whose end concerns few. False: ask
+    /// [`Engine::next`].
     #[inline(always)]
     fn next_quick(&mut self, out: &mut Delivery) -> bool {
         if self.budget.all == 0 || (self.budget.posts | self.budget.ended | self.ticks.len()) != 0 {
@@ -159,7 +159,12 @@ impl<D: Driver> Engine<D> {
         let Some((slot, index, result)) = self.driver.next_quick(&mut self.core) else { return false };
         out.set_plain(slot, result);
         slot.state = State::Free;
-        if slot.shut() {
+        let listed = slot.has(bits::LISTED);
+        let reusable = slot.shut();
+        if listed && let Some(fd) = self.core.unlist(index) {
+            self.note_closer(fd);
+        }
+        if reusable {
             self.core.slots.put_back(index);
         }
         self.tally.quick += 1;

@@ -22,7 +22,7 @@ use super::{Cancel, Driver, Outcome, Until};
 use crate::abi::{UPCALL_EMULATED, UPCALL_NATIVE, UPCALL_UNSUPPORTED};
 use crate::engine::buffers::Pool;
 use crate::engine::core::Core;
-use crate::engine::descriptors::Class;
+use crate::engine::descriptors::{Class, Descriptors};
 use crate::engine::shared::Shared;
 use crate::engine::slot::{self, NONE_INDEX, Slot, bits, rung};
 use crate::op::{self, Decision, KINDS, Lending, OpDef, RingForm};
@@ -56,8 +56,9 @@ pub(crate) struct Uring {
     /// Requests of operations that the kernel holds.
     in_kernel: usize,
     native: [bool; KINDS],
-    /// The forms of native kinds that need no second look.
+    /// The forms of native kinds that need no second look, and of those that need none on what is known to be a file.
     forms: [Option<RingForm>; KINDS],
+    file_forms: [Option<RingForm>; KINDS],
     /// Sends without copying work here.
     zerocopy: bool,
     /// A multishot recv may fill several buffers per completion.
@@ -106,6 +107,7 @@ impl Uring {
             in_kernel: 0,
             native: [false; KINDS],
             forms: [None; KINDS],
+            file_forms: [None; KINDS],
             bundles: made.ring.params().is_feature_recvsend_bundle() && !mask.has(Feature::Bundles),
             bundle: VecDeque::new(),
             zerocopy: made.probe.is_supported(opcode::SendZc::CODE)
@@ -131,8 +133,9 @@ impl Uring {
         for def in op::all() {
             let native = def.opcode.is_some_and(|code| made.probe.is_supported(code)) && !driver.mask.hides(def.kind);
             driver.native[def.kind as usize] = native;
-            if native && !def.is(op::POSITIONAL | op::PIPE_SIGNAL | op::NARROW) && !driver.mask.refuses(def.kind) {
-                driver.forms[def.kind as usize] = def.ring;
+            if native && !def.is(op::PIPE_SIGNAL | op::NARROW) && !driver.mask.refuses(def.kind) {
+                let forms = if def.is(op::POSITIONAL) { &mut driver.file_forms } else { &mut driver.forms };
+                forms[def.kind as usize] = def.ring;
             }
         }
         driver.settle_in();
@@ -668,16 +671,25 @@ impl Driver for Uring {
     }
 
     #[inline(always)]
-    fn start_plain(&mut self, slot: &mut Slot, def: &OpDef, id: u64) -> bool {
-        match self.forms[def.kind as usize % KINDS] {
-            Some(form) if self.queues.has_room() => {
-                form(&slot.args, self.queues.blank());
-                slot.next = self.queues.queue(id);
-                self.in_kernel += 1;
-                true
-            }
-            _ => false,
+    fn start_plain(&mut self, descriptors: &mut Descriptors, slot: &mut Slot, def: &OpDef, id: u64) -> bool {
+        let kind = def.kind as usize % KINDS;
+        let form = match self.forms[kind] {
+            Some(form) => form,
+            None => match self.file_forms[kind] {
+                Some(form) if descriptors.is_known_file(slot.args.fd()) && self.registered.is_empty() => {
+                    self.may_exceed |= !def.is(op::INWARD);
+                    form
+                }
+                _ => return false,
+            },
+        };
+        if !self.queues.has_room() {
+            return false;
         }
+        form(&slot.args, self.queues.blank());
+        slot.next = self.queues.queue(id);
+        self.in_kernel += 1;
+        true
     }
 
     fn start_by_attempt(&mut self, core: &mut Core, index: u32) {
@@ -715,6 +727,7 @@ impl Driver for Uring {
         } else {
             self.native[kind] = false;
             self.forms[kind] = None;
+            self.file_forms[kind] = None;
         }
     }
 
