@@ -58,8 +58,12 @@ impl<D: Driver> Engine<D> {
         let slot = &self.core.slots[index];
         if slot.bits & bits::SLOW == 0 && outcome.result >= 0 && outcome.is_plain() {
             out.set_plain(slot, outcome.result);
-            self.core.counters().completed.add(1);
-            self.leave(index);
+            if slot.concerns_few() {
+                self.leave_quickly(index);
+            } else {
+                self.core.counters().completed.add(1);
+                self.leave(index);
+            }
             return true;
         }
         self.settle_into(outcome, out)
@@ -638,6 +642,23 @@ impl<D: Driver> Engine<D> {
             self.free_groups.push(number);
         }
         Some(steps)
+    }
+
+    /// [`Engine::leave`] for one that completed and [concerns few](super::slot::Slot::concerns_few).
+    #[inline(always)]
+    pub(super) fn leave_quickly(&mut self, index: u32) {
+        let slot = &mut self.core.slots[index];
+        self.tally.ended[usize::from(slot.rung) % 8] += 1;
+        slot.state = State::Free;
+        let listed = slot.has(bits::LISTED);
+        let reusable = slot.shut();
+        if listed && let Some(fd) = self.core.unlist(index) {
+            self.note_closer(fd);
+        }
+        if reusable {
+            self.core.slots.put_back(index);
+        }
+        self.in_flight -= 1;
     }
 
     /// Frees everything an operation had. Its id is stale from here on.

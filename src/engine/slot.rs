@@ -197,7 +197,13 @@ impl Slot {
         unsafe { std::ptr::from_mut(self).byte_add(std::mem::offset_of!(Slot, kind)).cast::<u64>().write(label.0) };
     }
 
-    /// A native request of an operation whose end concerns its slot and its descriptor's list only: no timer, no other state.
+    /// Its end concerns nobody but itself and its descriptor's list: no timer, no side block, nothing to remember.
+    #[inline(always)]
+    pub fn concerns_few(&self) -> bool {
+        self.bits & !(bits::MOVES | bits::LISTED) == 0
+    }
+
+    /// A native request of an operation that [concerns few](Slot::concerns_few): two questions, one load.
     #[inline(always)]
     pub fn is_quick(&self) -> bool {
         const MASK: u64 = Label::new(0, State::Free, 0, !(bits::MOVES | bits::LISTED), u8::MAX).0;

@@ -5,7 +5,7 @@
 use super::embed::Embed;
 use super::settle::Delivery;
 use super::shared::Message;
-use super::slot::{NONE, State, bits};
+use super::slot::NONE;
 use super::{Engine, Loop};
 use crate::abi::*;
 use crate::driver::{Driver, Until};
@@ -158,17 +158,7 @@ impl<D: Driver> Engine<D> {
         }
         let Some((slot, index, result)) = self.driver.next_quick(&mut self.core) else { return false };
         out.set_plain(slot, result);
-        slot.state = State::Free;
-        let listed = slot.has(bits::LISTED);
-        let reusable = slot.shut();
-        if listed && let Some(fd) = self.core.unlist(index) {
-            self.note_closer(fd);
-        }
-        if reusable {
-            self.core.slots.put_back(index);
-        }
-        self.tally.quick += 1;
-        self.in_flight -= 1;
+        self.leave_quickly(index);
         self.budget.all -= 1;
         true
     }

@@ -277,7 +277,7 @@ impl Uring {
             return true;
         }
         // A direct read or write that goes on after the request was taken does not move the file's position (6.18).
-        if def.is(op::CURSOR) && core.descriptors.class(fd) == Class::File && sys::is_direct_file(fd) {
+        if def.is(op::CURSOR) && core.descriptors.class(fd) == Class::File && core.descriptors.is_direct_file(fd) {
             return false;
         }
         // A pipe that was spliced is polled before it is written to, also for nothing (6.18).
