@@ -75,7 +75,7 @@ type Ids<'a> = Option<&'a mut [MaybeUninit<u64>]>;
 
 impl<D: Driver> Engine<D> {
     /// Accepts all of a submit of the owner thread, or none.
-    #[inline]
+    #[inline(always)]
     pub fn submit(&mut self, ops: &[upcall_op], ids: Ids) -> Result<(), Refusal> {
         let needs = check::submission(ops, &self.core.shared)?;
         let enough = ops.len() <= u32::MAX as usize && self.ensure_slots(ops.len() as u32);
@@ -103,7 +103,7 @@ impl<D: Driver> Engine<D> {
                 ids[number].write(id);
             }
             let slot = &mut self.core.slots[index];
-            if slot.bits & bits::SLOW != 0 || def.copy.is_some() || (OPTIONS && operation.timeout_ns != 0) {
+            if slot.bits & bits::SLOW != 0 || def.is(op::COPIES) || (OPTIONS && operation.timeout_ns != 0) {
                 slot.rung = rung::IDLE;
                 self.fill_more(index, operation, def, at, false)?;
                 self.start(index);
@@ -185,11 +185,9 @@ impl<D: Driver> Engine<D> {
         let def = op::of(kind as u8);
         let slot = &mut self.core.slots[index];
         let id = slot.open();
-        // Without arguments there is nothing to replay; only the descriptor that others look for must be none.
-        if def.is(op::NO_ARGS) {
-            slot.args.fd_word.store(-1, std::sync::atomic::Ordering::Relaxed);
-        } else {
-            slot.args.fill(operation);
+        // Without arguments there is nothing to replay, and a free slot names no descriptor.
+        if !def.is(op::NO_ARGS) {
+            slot.args.fill(operation, def);
         }
         slot.callback = operation.callback;
         slot.user = operation.user;
@@ -217,7 +215,7 @@ impl<D: Driver> Engine<D> {
         at: u64,
         parked: bool,
     ) -> Result<(), Refusal> {
-        if def.copy.is_some() || !operation.buffers.is_null() {
+        if def.is(op::COPIES) || !operation.buffers.is_null() {
             self.core.side(index);
             let (slot, side) = self.core.both(index);
             if let Some(side) = side {

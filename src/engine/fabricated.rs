@@ -331,7 +331,7 @@ fn a_submission_from_outside_starts_with_its_id_and_can_be_cancelled_before() {
         let index = shared.take_foreign().expect("a slot");
         let id = shared.table.open_foreign(index, op.fd);
         let mut args: Args = crate::engine::surface::blank_args();
-        args.fill(&op);
+        args.fill(&op, op::of(op.kind as u8));
         let accepted = vec![Accepted { op, id, args, side: None }];
         shared.tell(Message::Submit(Box::new(Submission { accepted, at: 0 })));
         id

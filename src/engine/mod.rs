@@ -34,7 +34,7 @@ use core::Core;
 use embed::Embed;
 use group::{Group, Steps};
 use signals::Signals;
-use slot::{NONE, rung};
+use slot::NONE;
 use std::collections::VecDeque;
 use std::ffi::c_void;
 use std::sync::Arc;
@@ -89,8 +89,8 @@ pub(crate) struct Engine<D: Driver> {
 #[derive(Default)]
 struct Tally {
     submitted: u64,
-    /// Operations that ended the short way, by their [rung](slot::rung).
-    ended: [u64; 8],
+    /// Native operations that completed the short way.
+    native: u64,
     callbacks: u64,
 }
 
@@ -98,16 +98,17 @@ impl<D: Driver> Engine<D> {
     /// Brings the counters up to date.
     #[inline]
     pub fn count(&mut self) {
-        let tally = std::mem::take(&mut self.tally);
+        self.count_submitted();
         let counters = &self.core.shared.counters;
-        counters.submitted.add(tally.submitted);
-        let (all, native) = (tally.ended.iter().sum::<u64>(), tally.ended[usize::from(rung::NATIVE)]);
-        let pool = tally.ended[usize::from(rung::POOL)] + tally.ended[usize::from(rung::OWN)];
-        counters.completed.add(all);
-        counters.native.add(native);
-        counters.pool.add(pool);
-        counters.emulated.add(all - native - pool);
-        counters.callbacks.add(tally.callbacks);
+        counters.completed.add(self.tally.native);
+        counters.native.add(self.tally.native);
+        counters.callbacks.add(self.tally.callbacks);
+        (self.tally.native, self.tally.callbacks) = (0, 0);
+    }
+
+    #[inline]
+    fn count_submitted(&mut self) {
+        self.core.shared.counters.submitted.add(std::mem::take(&mut self.tally.submitted));
     }
 
     pub fn new(core: Core, driver: D, config: &upcall_config) -> Engine<D> {

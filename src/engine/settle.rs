@@ -647,13 +647,23 @@ impl<D: Driver> Engine<D> {
     /// [`Engine::leave`] for one that completed and [concerns few](super::slot::Slot::concerns_few).
     #[inline(always)]
     pub(super) fn leave_quickly(&mut self, index: u32) {
+        if self.core.slots[index].rung == rung::NATIVE {
+            self.tally.native += 1;
+        } else {
+            self.core.counters().completed.add(1);
+            self.count_rung(index);
+        }
         let slot = &mut self.core.slots[index];
-        self.tally.ended[usize::from(slot.rung) % 8] += 1;
         slot.state = State::Free;
         let listed = slot.has(bits::LISTED);
         let reusable = slot.shut();
-        if listed && let Some(fd) = self.core.unlist(index) {
-            self.note_closer(fd);
+        // One that is not listed names no descriptor.
+        if listed {
+            let clear = self.core.unlist(index);
+            self.core.slots[index].args.forget_fd();
+            if let Some(fd) = clear {
+                self.note_closer(fd);
+            }
         }
         if reusable {
             self.core.slots.put_back(index);
@@ -681,6 +691,7 @@ impl<D: Driver> Engine<D> {
         self.in_flight -= 1;
         let slot = &mut self.core.slots[index];
         slot.state = State::Free;
+        slot.args.forget_fd();
         let reusable = slot.shut();
         if set & bits::FOREIGN != 0 {
             if reusable {
@@ -691,15 +702,20 @@ impl<D: Driver> Engine<D> {
         }
     }
 
-    fn leave_slowly(&mut self, index: u32) {
-        self.timers.disarm(&mut self.core.slots, index);
-        let slot = &self.core.slots[index];
+    /// Counts how an operation was done.
+    fn count_rung(&self, index: u32) {
         let counters = self.core.counters();
-        match slot.rung {
+        match self.core.slots[index].rung {
             rung::NATIVE => counters.native.add(1),
             rung::POOL | rung::OWN => counters.pool.add(1),
             _ => counters.emulated.add(1),
         }
+    }
+
+    fn leave_slowly(&mut self, index: u32) {
+        self.timers.disarm(&mut self.core.slots, index);
+        self.count_rung(index);
+        let slot = &self.core.slots[index];
         self.background -= usize::from(slot.has(bits::BACKGROUND));
         let (kind, fd) = (slot.kind, slot.args.fd());
         let number = slot.side;

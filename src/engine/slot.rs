@@ -203,11 +203,11 @@ impl Slot {
         self.bits & !(bits::MOVES | bits::LISTED) == 0
     }
 
-    /// A native request of an operation that [concerns few](Slot::concerns_few): two questions, one load.
+    /// In flight as a native request, and [concerns few](Slot::concerns_few): three questions, one load.
     #[inline(always)]
     pub fn is_quick(&self) -> bool {
-        const MASK: u64 = Label::new(0, State::Free, 0, !(bits::MOVES | bits::LISTED), u8::MAX).0;
-        const QUICK: u64 = Label::new(0, State::Free, 0, 0, rung::NATIVE).0;
+        const MASK: u64 = Label::of(0, u8::MAX, 0, !(bits::MOVES | bits::LISTED), u8::MAX).0;
+        const QUICK: u64 = Label::new(0, State::Started, 0, 0, rung::NATIVE).0;
         // SAFETY: as above.
         let label = unsafe { std::ptr::from_ref(self).byte_add(std::mem::offset_of!(Slot, kind)).cast::<u64>().read() };
         label & MASK == QUICK
@@ -231,8 +231,12 @@ pub(crate) struct Label(u64);
 
 impl Label {
     pub const fn new(kind: u8, state: State, flags: u16, bits: u16, rung: u8) -> Label {
+        Label::of(kind, state as u8, flags, bits, rung)
+    }
+
+    const fn of(kind: u8, state: u8, flags: u16, bits: u16, rung: u8) -> Label {
         let ([f0, f1], [b0, b1]) = (flags.to_ne_bytes(), bits.to_ne_bytes());
-        Label(u64::from_ne_bytes([kind, state as u8, f0, f1, b0, b1, rung, 0]))
+        Label(u64::from_ne_bytes([kind, state, f0, f1, b0, b1, rung, 0]))
     }
 
     #[inline(always)]
@@ -274,9 +278,10 @@ impl SlotTable {
         let bytes = |slots: u32| (slots as usize * size_of::<Slot>()).next_multiple_of(memory::page_size());
         if from < to && self.memory.commit(bytes(from), bytes(to)).is_ok() {
             for index in from..to {
-                // SAFETY: committed zeroed memory of this table, not yet known to anyone; a zeroed Slot is a free one.
+                // SAFETY: committed zeroed memory of this table, not yet known to anyone; a zeroed Slot is one.
                 let slot = unsafe { &mut *self.at(index) };
                 slot.side = NONE;
+                slot.args.fd_word.store(-1, Ordering::Relaxed);
                 slot.id.store(self.first_generation | u64::from(index), Ordering::Relaxed);
             }
             self.committed.store(to, Ordering::Release);
@@ -343,6 +348,7 @@ impl SlotTable {
     pub fn shut_foreign(&self, index: u32) -> bool {
         // SAFETY: as above: nothing was pushed.
         unsafe { (*self.at(index)).state = State::Free };
+        self.word(index).1.store(-1, Ordering::Release);
         self.shut(index)
     }
 
@@ -448,15 +454,15 @@ impl Slots {
         (is_live_id(id) && self[index].id() == id).then_some(index)
     }
 
-    /// [`Slots::find`], and the slot.
+    /// The slot that has these bits as its id, also a free one, among those that were known when last looked for.
     #[inline(always)]
-    pub fn find_slot(&mut self, id: u64) -> Option<(&mut Slot, u32)> {
+    pub fn named(&mut self, id: u64) -> Option<(&mut Slot, u32)> {
         let index = index_of(id);
         if index >= self.known {
             return None;
         }
         let slot = &mut self[index];
-        (is_live_id(id) && slot.id() == id).then_some((slot, index))
+        (slot.id() == id).then_some((slot, index))
     }
 
     pub fn table(&self) -> &SlotTable {

@@ -217,7 +217,7 @@ impl Loop {
     fn accept(&self, operation: &upcall_op) -> Result<Accepted, Refusal> {
         let def = op::of(operation.kind as u8);
         let mut one = Accepted { op: *operation, id: 0, args: blank_args(), side: None };
-        one.args.fill(operation);
+        one.args.fill(operation, def);
         if def.copy.is_some() || !operation.buffers.is_null() {
             let mut side = Box::new(Side::new());
             admit::copy_metadata(def, operation, &mut one.args, &mut side);
@@ -228,7 +228,7 @@ impl Loop {
             self.leave_pool(&mut one);
             return Err(Refusal { error: libc::EAGAIN, text: "config.max_operations are in flight".into() });
         };
-        one.id = self.shared.table.open_foreign(index, operation.fd);
+        one.id = self.shared.table.open_foreign(index, one.args.fd());
         Ok(one)
     }
 
@@ -574,10 +574,10 @@ fn bury_one<D: Driver>(this: &Loop, engine: *mut Engine<D>) -> bool {
 }
 
 impl<D: Driver> Engine<D> {
-    /// A submit outside a turn: others see the counters, and an outside wait ends.
+    /// A submit outside a turn: others see the counter, and an outside wait ends.
     #[inline(always)]
     fn after_outside_call(&mut self) {
-        self.count();
+        self.count_submitted();
         self.touched();
     }
 

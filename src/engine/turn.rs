@@ -60,20 +60,20 @@ impl<D: Driver> Engine<D> {
     }
 
     /// Whether something can be delivered or done without waiting.
+    #[inline(always)]
     fn has_work(&self) -> bool {
         self.ended_count > 0
             || !self.ticks.is_empty()
             || !self.posts.is_empty()
             || !self.closers.is_empty()
             || self.signals.is_due()
-            || self.pools_have_work()
+            || (!self.pools.is_empty() && self.pools_have_work())
             || self.core.shared.has_messages()
             || self.driver.has_work()
     }
 
-    /// The first half of a turn. `until`: how long it may wait if there is nothing to do.
-    pub(super) fn gather(&mut self, until: Until) -> Result<(), i32> {
-        self.clock = 0;
+    /// Does what must be done before the driver's turn.
+    fn prepare(&mut self) {
         if let Some(embed) = &mut self.embed {
             embed.drain(&self.core.shared);
         }
@@ -86,7 +86,19 @@ impl<D: Driver> Engine<D> {
         if !self.pools.is_empty() {
             self.serve_pools();
         }
-        let mut until = if self.has_work() { Until::Now } else { until };
+    }
+
+    /// The first half of a turn. `until`: how long it may wait if there is nothing to do.
+    #[inline(always)]
+    pub(super) fn gather(&mut self, until: Until) -> Result<(), i32> {
+        self.clock = 0;
+        let mut until = until;
+        if self.embed.is_some() || !self.pools.is_empty() || self.has_work() {
+            self.prepare();
+            if self.has_work() {
+                until = Until::Now;
+            }
+        }
         if until != Until::Now
             && !self.timers.is_empty()
             && let Some(next) = self.timers.next(&self.core.slots)
@@ -125,6 +137,7 @@ impl<D: Driver> Engine<D> {
     }
 
     /// Looks again for a while before sleeping, as long as that was worth it the last time.
+    #[inline(never)]
     fn spin_then_turn(&mut self, until: Until) -> Result<(), i32> {
         let begun = sys::now();
         if self.last_sleep_ns <= self.spin_ns {
@@ -161,6 +174,12 @@ impl<D: Driver> Engine<D> {
         self.leave_quickly(index);
         self.budget.all -= 1;
         true
+    }
+
+    /// There is nothing more to deliver in this turn.
+    #[inline(always)]
+    fn is_drained(&mut self) -> bool {
+        (self.budget.posts | self.budget.ended | self.ticks.len()) == 0 && self.driver.is_drained()
     }
 
     /// The next thing to deliver in this turn.
@@ -279,10 +298,15 @@ impl<D: Driver> Engine<D> {
     }
 
     /// The end of a turn: a loop that is waited for from outside says whether it has more to do.
+    #[inline(always)]
     fn settle_embedding(&mut self) {
-        if self.embed.is_none() {
-            return;
+        if self.embed.is_some() {
+            self.settle_embed();
         }
+    }
+
+    #[inline(never)]
+    fn settle_embed(&mut self) {
         self.driver.prepare_embedded_sleep(&mut self.core);
         let more = self.has_work() || self.driver.has_leftovers();
         let next = self.timers.next(&self.core.slots);
@@ -360,6 +384,9 @@ pub(super) fn deliver<D: Driver>(this: &Loop, engine: *mut Engine<D>) -> i32 {
     loop {
         while e().next_quick(&mut delivery) {
             hand_out(this, engine, &delivery);
+        }
+        if e().is_drained() {
+            break;
         }
         match e().next(&mut delivery) {
             Some(Next::Event) => hand_out(this, engine, &delivery),

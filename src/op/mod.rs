@@ -52,16 +52,23 @@ impl Args {
     }
 
     #[inline(always)]
-    pub fn fill(&mut self, op: &upcall_op) {
+    pub fn fill(&mut self, op: &upcall_op, def: &OpDef) {
         self.addr = op.addr;
         self.addr2 = op.addr2;
         self.len = op.len;
         self.offset = op.offset;
         self.offset2 = op.offset2;
-        self.fd_word.store(op.fd, Ordering::Relaxed);
+        // Others look for it: only what is a descriptor is one.
+        self.fd_word.store(if def.is(FD | DIRFD) { op.fd } else { -1 }, Ordering::Relaxed);
         self.arg = op.arg;
         self.arg2 = op.arg2;
         self.stage = 0;
+    }
+
+    /// A free slot names no descriptor.
+    #[inline(always)]
+    pub fn forget_fd(&self) {
+        self.fd_word.store(-1, Ordering::Relaxed);
     }
 
     pub fn copy(&self) -> Args {
@@ -173,6 +180,8 @@ pub(crate) const RECORDS: Facts = 1 << 28;
 /// Its native form has 32 bits for the length: a longer one goes another way.
 pub(crate) const NARROW: Facts = 1 << 29;
 
+/// It has a `copy`: the catalogue sees to this one.
+pub(crate) const COPIES: Facts = 1 << 26;
 /// Ends when a signal is delivered: the engine does it all.
 pub(crate) const SIGNAL: Facts = 1 << 24;
 /// Where nothing tells it is attempted at least every 20 ms.
@@ -326,7 +335,7 @@ const fn copy_of(op: &OpDef) -> OpDef {
     OpDef {
         kind: op.kind,
         name: op.name,
-        facts: op.facts,
+        facts: op.facts | if op.copy.is_some() { COPIES } else { 0 },
         check: op.check,
         copy: op.copy,
         opcode: op.opcode,
