@@ -148,7 +148,7 @@ impl<D: Driver> Engine<D> {
                 if stopping {
                     return Some(cancelled);
                 }
-                self.pause_for_buffer(index);
+                self.on_shortage(index, native);
             }
             // Pinning the data failed; a plain send copies it.
             libc::ENOMEM | libc::ENOBUFS if native && !stopping && self.core.slots[index].is_zerocopy() => {
@@ -298,6 +298,18 @@ impl<D: Driver> Engine<D> {
         let slot = &mut self.core.slots[index];
         slot.state = State::Paused;
         slot.rung = rung::IDLE;
+    }
+
+    /// An operation found no buffer. Where the pool counts one that is not lent, waiting for a return would not wait: what the
+    /// kernel's set lacks, the other may have, and what a thread holds comes back in a while.
+    fn on_shortage(&mut self, index: u32, native: bool) {
+        let pool = self.core.side_of(index).and_then(|side| side.pool.as_ref());
+        let has_some = pool.is_some_and(|pool| pool.available() > 0 && !pool.has_returned());
+        match (has_some, native) {
+            (false, _) => self.pause_for_buffer(index),
+            (true, true) => self.driver.start_by_attempt(&mut self.core, index),
+            (true, false) => self.pause_by_clock(index),
+        }
     }
 
     /// Stops an operation until a buffer comes back.
