@@ -1,4 +1,4 @@
-# ---- oracle.<backend>: the oracle of the tests sees what it is there to see.
+# ---- oracle.<backend>: the oracle (oracle/oracle.h) sees what it is there to see.
 add_executable(oracle oracle/oracle.c)
 set_target_properties(oracle PROPERTIES C_STANDARD 11 C_EXTENSIONS OFF COMPILE_WARNING_AS_ERROR ON)
 target_compile_definitions(oracle PRIVATE _GNU_SOURCE)

@@ -58,6 +58,7 @@ struct kind {
     void (*tear_down)(struct pair *pair);
     bool (*took)(struct pair *pair);      /* it completed; NULL: its result is not -ECANCELED or -ETIMEDOUT */
     void (*prepare)(void);                /* before each batch */
+    bool unstoppable;                     /* once a ring has it */
     bool again;                           /* it may have to happen more than once */
 };
 
@@ -574,7 +575,7 @@ static const struct kind kinds[] = {
      .check = check_open, .tear_down = remove_fifo},
     {.name = "truncate", .batch = 64, .set_up = set_up_file, .make = make_truncate, .check = check_truncate,
      .tear_down = close_one},
-    {.name = "direct_read", .batch = 64, .share = 10, .set_up = set_up_direct, .make = make_direct,
+    {.name = "direct_read", .batch = 64, .share = 10, .set_up = set_up_direct, .make = make_direct, .unstoppable = true,
      .check = check_direct, .tear_down = close_direct},
     {.name = "work_queued", .batch = 64, .make = make_work, .check = check_work},
     {.name = "work_running", .batch = 3, .make = make_long_work, .check = check_work},
@@ -666,6 +667,7 @@ HELPER void run_batch(const struct kind *kind, struct partner *partner, bool dea
     upcall_id ids[BATCH];
     uint64_t sides[2] = {0, 0};
     bool alone = dice(8) == 0;
+    uint64_t span = UINT64_C(1) << dice(18); /* of deadlines: from nothing to a thread's start */
     if (kind->prepare)
         kind->prepare();
     for (unsigned i = 0; i < pair_count; i++) {
@@ -679,13 +681,17 @@ HELPER void run_batch(const struct kind *kind, struct partner *partner, bool dea
         stage.delay[COMPLETE][i] = jitter(&stage.edge, 0);
         stage.delay[CANCEL][i] = jitter(&stage.edge, 1);
         if (deadlines)
-            ops[i].timeout_ns = 1 + stage.delay[CANCEL][i];
+            ops[i].timeout_ns = 1 + dice(span) + stage.delay[CANCEL][i];
     }
     CHECK_EQ(oracle_submit(oracle, loop, ops, pair_count, ids), 0);
     for (unsigned i = 0; i < pair_count; i++)
         pairs[i].id = ids[i];
     for (uint64_t turns = dice(4); turns > 0 && !deadlines; turns--)
         turn();
+    if (deadlines && dice(2)) { /* what waits on a thread has to get there first */
+        turn();
+        spin(dice(span));
+    }
     uint64_t often = 1 + dice(4); /* turns between requests */
     stage.theirs = deadlines || dice(3) ? COMPLETE : CANCEL;
     bool together = kind->happen && !alone;
@@ -772,6 +778,7 @@ HELPER void race_kind(const struct kind *kind, bool deadlines) {
     stage.edge.most = 1 << 20;
     partner_start(&partner, partners_part, NULL);
     race.share = kind->share ? kind->share : 1;
+    race.one_sided = deadlines && kind->unstoppable;
     while (race_on())
         run_batch(kind, &partner, deadlines);
     partner_end(&partner);
