@@ -1,7 +1,7 @@
 /*
  * Cancel against completion, for each kind of wait: readiness of a socket, a pipe, an eventfd (a ring's poll, or epoll); a
  * worker of the kernel; the pool, queued and running; a thread of its own; the clock; futexes, children, signals. The
- * invariant is in ending.h. hazards rows 5, 6, 7, 30, 36.
+ * invariant is in ending.h. hazards rows 5, 6, 7, 30, 33, 36, 44.
  */
 #include "ending.h"
 

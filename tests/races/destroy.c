@@ -5,7 +5,7 @@
  * The invariant: when upcall_loop_free() has returned, every operation has had its one final event, and nothing writes its
  * memory, neither the kernel nor a thread. The memory is unmapped where the library knows it, so that a thread which still
  * writes there dies; and filled through a second mapping, where what the kernel writes late is seen rounds later. hazards
- * rows 1, 36.
+ * rows 1, 36, 44.
  */
 #include "race.h"
 

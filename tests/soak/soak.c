@@ -10,7 +10,7 @@
  *
  * What must hold is what the oracle says (oracle/oracle.h), and: what an interrupted operation did not move is still there; a
  * file has the bytes that were told as written, and its old ones behind them; after each round descriptors, threads and
- * memory are what they were before the first.
+ * memory are what they were before the first. hazards rows 1, 3, 5, 6, 7, 16, 20, 30, 31, 33, 40, 44.
  *
  * Each minute a line tells operations, how they ended, memory and descriptors. Exit status: 0; 1, a promise was broken;
  * 77, no io_uring here.
