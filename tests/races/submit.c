@@ -45,6 +45,7 @@ static void run_post(upcall_loop *where, void *arg) {
 
 static void *submit_all_the_time(void *arg) {
     struct submitter *me = arg;
+    unsigned in_vain = 0;
     while (!enough) {
         upcall_op ops[MOST];
         upcall_id ids[MOST];
@@ -68,6 +69,7 @@ static void *submit_all_the_time(void *arg) {
         if (rc != 0) {
             atomic_fetch_sub(&me->in_flight, (unsigned)count);
             atomic_fetch_add(&refusals, 1);
+            ++in_vain % 4 ? (void)sched_yield() : pause_ms(1); /* let the loop end something */
         }
         for (uint64_t i = 0; i < count && rc == 0; i++)
             me->recent[(random + i) % COUNT_OF(me->recent)] = ids[i];
