@@ -181,4 +181,8 @@ SEES(byte_twice)
 SEES(bytes_from_nowhere)
 SEES(bytes_left)
 SEES(descriptor_left)
-SEES(memory_left)
+TEST(it_sees_memory_left) {
+    if (!oracle_knows_memory())
+        SKIP("the allocator does not tell what is in use");
+    CHECK_EQ(in_child(child, (void *)memory_left), 1);
+}

@@ -365,6 +365,14 @@ HELPER long resident_pages(void) {
     return resident;
 }
 
+/* An allocator of another kind (a sanitizer's) says nothing. */
+HELPER bool oracle_knows_memory(void) {
+    void *volatile something = malloc(1);
+    bool knows = mallinfo2().uordblks != 0;
+    free(something);
+    return knows;
+}
+
 HELPER struct oracle_footing oracle_stand(void) {
     struct mallinfo2 heap = mallinfo2();
     return (struct oracle_footing){open_fd_count(), thread_count(), (long)(heap.uordblks + heap.hblkhd), resident_pages()};
