@@ -80,7 +80,7 @@ impl<D: Driver> Engine<D> {
         }
     }
 
-    fn event(&self, index: u32, result: i64, transferred: u64, flags: u32) -> Delivery {
+    pub(super) fn event(&self, index: u32, result: i64, transferred: u64, flags: u32) -> Delivery {
         let slot = &self.core.slots[index];
         Delivery {
             callback: slot.callback,

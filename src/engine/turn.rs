@@ -5,10 +5,11 @@
 use super::embed::Embed;
 use super::settle::Delivery;
 use super::shared::Message;
-use super::slot::NONE;
+use super::slot::{NONE, bits};
 use super::{Engine, Loop};
 use crate::abi::*;
 use crate::driver::{Driver, Until};
+use crate::op;
 use crate::sys;
 use std::ffi::c_void;
 
@@ -254,6 +255,17 @@ impl<D: Driver> Engine<D> {
         }
         self.ended_count -= 1;
         let result = self.core.slots[index].args.len as i64;
+        if result == -i64::from(libc::ECANCELED)
+            && self.core.def(index).is(op::SIGNAL)
+            && let Some(signo) = self.last_signal(index)
+        {
+            if !self.core.slots[index].has(bits::MULTI) {
+                return Some(self.conclude(index, signo, None));
+            }
+            let told = self.event(index, signo, 0, UPCALL_MORE);
+            self.finish(index, result);
+            return Some(told);
+        }
         Some(self.conclude(index, result, None))
     }
 
@@ -288,11 +300,11 @@ impl<D: Driver> Engine<D> {
     /// Takes all records away, for a loop that ends, and gives back what their operations made.
     pub fn drop_records(&mut self) -> Vec<upcall_event> {
         for (_, kind, made) in self.claims.drain(..) {
-            crate::op::discard(kind, -1, made);
+            op::discard(kind, -1, made);
         }
         let records: Vec<_> = self.records.drain(..).collect();
         for event in &records {
-            crate::op::discard(event.kind as u8, event.result, 0);
+            op::discard(event.kind as u8, event.result, 0);
         }
         records
     }

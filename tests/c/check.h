@@ -10,7 +10,8 @@
  * Each test runs in a forked child with a time limit, so that a crash or a hang is one failed test. Arguments: parts of
  * the names of the tests to run. Exit status: 0, 1 (a test failed), 77 (nothing was run). The backend comes from the
  * environment variable UPCALL_BACKEND; UPCALL_TEST_SECONDS changes the time limit of 20 seconds; UPCALL_TEST_SLOWNESS says
- * how many times slower than an ordinary processor this one is, where it is emulated.
+ * how many times slower than an ordinary processor this one is, where it is emulated. A program with a main() of its own
+ * defines CHECK_OWN_MAIN before it includes this file.
  */
 #ifndef CHECK_H
 #define CHECK_H
@@ -59,7 +60,8 @@ HELPER uint64_t slowness(void) {
     return times ? times : 1;
 }
 
-/* ---- Checks. They may be used on any thread, and end the test's process when they fail. ---- */
+/* ---- Checks. They may be used on any thread, and end the test's process when they fail: by abort() where CHECK_ABORTS is
+   defined before this file is included. ---- */
 
 struct place {
     const char *file;
@@ -74,7 +76,11 @@ __attribute__((noreturn, format(printf, 2, 3))) HELPER void fail(struct place at
     vsnprintf(text, sizeof text, format, list);
     va_end(list);
     dprintf(STDOUT_FILENO, "%s:%d: %s\n", at.file, at.line, text);
+#ifdef CHECK_ABORTS
+    abort();
+#else
     _exit(1);
+#endif
 }
 
 HELPER const char *error_hint(long long value) {
@@ -185,6 +191,7 @@ HELPER const char *backend_denied(void) {
     return params[5] & 1u << 8 ? NULL : "this kernel's io_uring lacks EXT_ARG, without which it is not used"; /* until 5.11 */
 }
 
+#ifndef CHECK_OWN_MAIN
 int main(int argc, char **argv) {
     unsigned ran = 0, failed = 0;
     setvbuf(stdout, NULL, _IOLBF, 0);
@@ -217,6 +224,7 @@ int main(int argc, char **argv) {
     printf("%u run, %u failed\n", ran, failed);
     return failed ? 1 : ran ? 0 : 77;
 }
+#endif
 
 /* ---- Loops. ---- */
 
@@ -291,8 +299,8 @@ HELPER bool moves_bytes_out_or_whole(uint32_t kind) {
     }
 }
 
-/* What holds for every event of every operation is checked here. */
-HELPER void add_record(struct recorder *rec, const upcall_event *event) {
+/* What holds for every event of every operation. */
+HELPER void check_event(const upcall_event *event) {
     CHECK(event->id != 0);
     CHECK_EQ(event->reserved[0], 0);
     CHECK_EQ(event->reserved[1], 0);
@@ -307,6 +315,10 @@ HELPER void add_record(struct recorder *rec, const upcall_event *event) {
     }
     if (moves_bytes_out_or_whole(event->kind) && event->result >= 0)
         CHECK_EQ(event->transferred, event->result);
+}
+
+HELPER void add_record(struct recorder *rec, const upcall_event *event) {
+    check_event(event);
     if (rec->count == rec->room) {
         rec->room = rec->room ? 2 * rec->room : 64;
         rec->events = realloc(rec->events, rec->room * sizeof *rec->events);
@@ -728,6 +740,27 @@ HELPER void unlimit_descriptors(void) {
     CHECK(getrlimit(RLIMIT_NOFILE, &limit) == 0);
     limit.rlim_cur = limit.rlim_max;
     CHECK(setrlimit(RLIMIT_NOFILE, &limit) == 0);
+}
+
+/* The threads of this process, without those the kernel makes for io_uring: they belong to the thread that had a ring. */
+HELPER int thread_count(void) {
+    DIR *dir = opendir("/proc/self/task");
+    CHECK(dir != NULL);
+    int count = 0;
+    for (struct dirent *entry; (entry = readdir(dir)) != NULL;) {
+        char path[300], name[32] = "";
+        if (entry->d_name[0] == '.')
+            continue;
+        snprintf(path, sizeof path, "/proc/self/task/%s/comm", entry->d_name);
+        FILE *file = fopen(path, "re");
+        if (file == NULL)
+            continue; /* just gone */
+        if (fgets(name, sizeof name, file) != NULL)
+            count += strncmp(name, "iou-", 4) != 0;
+        fclose(file);
+    }
+    closedir(dir);
+    return count;
 }
 
 /* A callback for what must not be called back. */
