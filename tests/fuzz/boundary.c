@@ -3,9 +3,9 @@
    pool, calls from inside callbacks and from other threads, owners that exit, extreme lengths, raw bytes in every field, loops
    closed and freed in any order.
 
-     boundary [libFuzzer's options] [--report] [absolute paths of corpus folders or inputs]
+     boundary [libFuzzer's options] [--report] [--trace] [absolute paths of corpus folders or inputs]
 
-   --report prints at the end which functions and kinds were reached, and how often. Promises checked in each run: exactly one
+   --report prints at the end which functions and kinds were reached, and how often; --trace what an input does. Promises checked in each run: exactly one
    final event per accepted operation and none after it; a refused submit leaves nothing behind and has a text; stale ids are
    -ENOENT; nothing is written outside an operation's memory, nor after its final event; no SIGPIPE, no SIGXFSZ; posts run
    exactly once; free returns 0; descriptors and threads are as before. */
@@ -39,6 +39,16 @@ static const char *const function_names[] = {
 #include "functions.inc"
 #undef FUNCTION
 };
+
+bool tracing;
+
+void tell(const char *format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    vfprintf(stderr, format, arguments);
+    va_end(arguments);
+    fputc('\n', stderr);
+}
 
 void broken(const char *file, int line, const char *format, ...) {
     va_list arguments;
@@ -229,12 +239,37 @@ static bool makes_descriptor(upcall_kind kind) {
     return kind == UPCALL_OP_OPEN || kind == UPCALL_OP_OPENAT2 || kind == UPCALL_OP_SOCKET || kind == UPCALL_OP_ACCEPT;
 }
 
+/* Descriptors that came with a message are the program's. */
+static void close_passed(void *control, size_t length) {
+    struct msghdr msg = {.msg_control = control, .msg_controllen = length};
+    if (!control)
+        return;
+    for (struct cmsghdr *cmsg = CMSG_FIRSTHDR(&msg); cmsg; cmsg = CMSG_NXTHDR(&msg, cmsg))
+        if (cmsg->cmsg_level == SOL_SOCKET && cmsg->cmsg_type == SCM_RIGHTS)
+            for (size_t at = CMSG_LEN(0); at + sizeof(int) <= cmsg->cmsg_len; at += sizeof(int)) {
+                int fd;
+                memcpy(&fd, (char *)cmsg + at, sizeof fd);
+                MUST(fcntl(fd, F_GETFD) == FD_CLOEXEC, "a descriptor that came with a message is not close-on-exec");
+                close(fd);
+            }
+}
+
 static void look_at_message(const struct entry *entry, const upcall_event *event) {
-    struct msghdr room = {.msg_namelen = 0};
+    const struct msghdr *room = (const struct msghdr *)(uintptr_t)entry->op.addr, none = {0};
     const upcall_msg *msg = event->buffer;
-    (void)entry;
-    MUST(CALL(upcall_msg_name, msg, &room) == msg + 1 && CALL(upcall_msg_control, msg, &room) == msg + 1, "the parts of a message");
-    MUST(CALL(upcall_msg_payload, msg, NULL) == NULL && CALL(upcall_msg_payload, msg, &room) == msg + 1, "the parts of a message");
+    if (!room)
+        room = &none;
+    char *control = (char *)(uintptr_t)CALL(upcall_msg_control, msg, room);
+    MUST(CALL(upcall_msg_name, msg, room) == msg + 1 && control == (const char *)(msg + 1) + room->msg_namelen, "a message's parts");
+    MUST(CALL(upcall_msg_payload, msg, room) == control + room->msg_controllen && !CALL(upcall_msg_payload, msg, NULL), "a payload");
+    MUST(msg->controllen <= room->msg_controllen, "more control data than there was room for");
+    MUST((char *)(uintptr_t)upcall_msg_payload(msg, room) + event->result <= (char *)event->buffer + pools[pool_number(entry->op.buffers)].size,
+         "a message larger than its buffer");
+    /* Somewhere in the buffer. */
+    void *aligned = malloc(msg->controllen + 1u);
+    memcpy(aligned, control, msg->controllen);
+    close_passed(aligned, msg->controllen);
+    free(aligned);
 }
 
 static void look_at_entries(const upcall_event *event, const void *buf) {
@@ -247,6 +282,8 @@ static void look_at_entries(const upcall_event *event, const void *buf) {
 
 static void on_event(upcall_loop *loop, const upcall_event *event) {
     bool final = !(event->flags & UPCALL_MORE);
+    TRACE("  event: id %#llx, %s, result %lld, flags %u, buffer %p", (unsigned long long)event->id, upcall_op_name(event->kind),
+          (long long)event->result, event->flags, event->buffer);
     if (event->user == &extra_user || event->user == &stopper_user) {
         MUST(final, "a nop or sleep with MORE");
         atomic_fetch_add(&extra_ended, 1);
@@ -285,8 +322,12 @@ static void on_event(upcall_loop *loop, const upcall_event *event) {
         if (kind == UPCALL_OP_READDIR)
             look_at_entries(event, event->buffer);
         note_lent(entry, event->buffer);
-    } else if (kind == UPCALL_OP_READDIR && result > 0) {
+    } else if (kind == UPCALL_OP_READDIR && result > 0 && op->addr % 8 == 0) {
         look_at_entries(event, (const void *)(uintptr_t)op->addr);
+    }
+    if (kind == UPCALL_OP_RECVMSG && !op->buffers && final && result >= 0) {
+        struct msghdr *msg = (struct msghdr *)(uintptr_t)op->addr;
+        close_passed(msg->msg_control, msg->msg_controllen);
     }
     if (result >= 0 && makes_descriptor(kind))
         adopt((int)result);
@@ -341,7 +382,10 @@ static void posted(upcall_loop *loop, void *arg) {
 
 /* ---- Calls. */
 
-static int a_loop(void) { return take8() % LOOPS; }
+static int a_loop(void) {
+    uint8_t choice = take8();
+    return choice < 160 ? 0 : choice % LOOPS;
+}
 
 static int a_pool(void) { return take8() % POOLS; }
 
@@ -421,7 +465,7 @@ static void submit(void) {
     upcall_id ids[6] = {0};
     size_t count = 1 + (one_in(3) ? take8() % 6u : 0), made = 0;
     uint8_t how = take8();
-    int pool = how & 1 ? a_pool() : -1;
+    int pool = how & 1 ? a_pool() : -1; /* for those that can borrow */
     for (; made < count && (chosen[made] = blank_entry()); made++) {
         struct entry *entry = chosen[made];
         make_operation(entry, loop, pool >= 0 && (count == 1 || one_in(2)) ? pools[pool].handle : NULL);
@@ -448,6 +492,14 @@ static void submit(void) {
     int answer = CALL(upcall_submit, loop, exact, made, how & 4 ? NULL : ids);
     memset(exact, 0xa5, made * sizeof *exact);
     free(exact);
+    for (size_t i = 0; tracing && i < made; i++)
+        tell("  loop %d, op %p: %s, fd %d, flags %#x, callback %d, pool %d, lend_max %u, timeout %llu, addr %#llx, addr2 %#llx, len %llu, "
+             "offset %lld, %lld, arg %#x, %#x: id %#llx",
+             number, (void *)chosen[i], upcall_op_name(ops[i].kind), ops[i].fd, ops[i].flags, ops[i].callback != NULL,
+             ops[i].buffers ? pool : -1, ops[i].lend_max, (unsigned long long)ops[i].timeout_ns, (unsigned long long)ops[i].addr,
+             (unsigned long long)ops[i].addr2, (unsigned long long)ops[i].len, (long long)ops[i].offset, (long long)ops[i].offset2,
+             ops[i].arg, ops[i].arg2, (unsigned long long)ids[i]);
+    TRACE("  submit: %d %s", answer, answer ? upcall_last_error() : "");
     MUST(answer <= 0, "submit returns %d", answer);
     MUST(loop || made == 0 || answer == -EINVAL, "submit to NULL: %d", answer);
     MUST(!refused || answer < 0, "a submit that must be refused was accepted");
@@ -468,6 +520,10 @@ static void submit(void) {
             MUST(ids[i] != 0, "id 0");
             chosen[i]->id = ids[i];
         }
+    }
+    if (how & 0x40) {
+        int turned = CALL(upcall_poll, loop, how & 0x20 ? 300000 : 0);
+        MUST(turned >= 0 || turned == -EDEADLK || turned == -EPERM || turned == -EOWNERDEAD || !loop, "a turn returns %d", turned);
     }
 }
 
@@ -650,6 +706,7 @@ static void buffers(void) {
     case 2: {
         upcall_buffers *pool = pools[number].handle;
         int answer = CALL(upcall_buffers_free, pool);
+        TRACE("  pool %d: %d, %u lent", number, answer, pools[number].lent);
         MUST(answer == 0 || answer == -EBUSY, "buffers_free: %d", answer);
         MUST(answer != 0 || pools[number].lent == 0, "a pool is freed while %u of its buffers are lent", pools[number].lent);
         if (answer == 0)
@@ -903,8 +960,8 @@ static void end_run(bool close_loops) {
         }
     for (int i = 0; i < POOLS; i++) {
         MUST(CALL(upcall_buffers_free, pools[i].handle) == 0, "a pool cannot be freed at the end");
-        pools[i].handle = NULL;
     }
+    memset(pools, 0, sizeof pools);
     for (int i = 0; i < READERS; i++)
         MUST(CALL(upcall_reader_free, readers[i].handle) == 0, "reader_free");
     memset(readers, 0, sizeof readers);
@@ -1006,6 +1063,8 @@ int LLVMFuzzerInitialize(int *argc, char ***argv) {
         const char *argument = (*argv)[i];
         if (strcmp(argument, "--report") == 0)
             atexit(report);
+        else if (strcmp(argument, "--trace") == 0)
+            tracing = true;
         else if (*argument != '-' && *argument != '/') {
             fprintf(stderr, "boundary: %s: an absolute path is needed, the program works in a folder of its own\n", argument);
             exit(2);

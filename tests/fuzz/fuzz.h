@@ -16,7 +16,12 @@ enum function {
     FUNCTIONS
 };
 extern unsigned long calls[FUNCTIONS];
-#define CALL(name, ...) (calls[F_##name]++, name(__VA_ARGS__))
+#define CALL(name, ...) (calls[F_##name]++, TRACE("%s(%s)", #name, #__VA_ARGS__), name(__VA_ARGS__))
+
+/* --trace tells what an input does. */
+extern bool tracing;
+void tell(const char *format, ...) __attribute__((format(printf, 1, 2)));
+#define TRACE(...) (tracing ? tell(__VA_ARGS__) : (void)0)
 
 /* A promise is broken: the text, and the process ends as a finding. */
 _Noreturn void broken(const char *file, int line, const char *format, ...) __attribute__((format(printf, 3, 4)));
@@ -64,7 +69,15 @@ extern unsigned long kinds_accepted[KINDS], kinds_done[KINDS];
 /* ---- objects.c: descriptors and names that cannot harm the machine. */
 void objects_begin(void); /* once per process */
 void objects_end_run(void);
+enum object {
+    PIPE_OUT = 1, PIPE_IN, QUIET_PIPE_OUT, QUIET_PIPE_IN, STREAM_A, STREAM_B, QUIET_STREAM_A, QUIET_STREAM_B, DATAGRAM_A,
+    DATAGRAM_B, PACKET_A, PACKET_B, FILE_RW, FILE_IN, FILE_APPEND, FILE_DIRECT, FILE_PATH, DIRECTORY, EVENT, TIMER, SET,
+    LISTENER, QUIET_LISTENER, UNIX_LISTENER, TCP_A, TCP_B, UDP_A, UDP_B, SOCKET, QUIET_SOCKET, UNIX_SOCKET, PIDFD, NULL_FILE,
+    FIFO, TERMINAL, MASTER,
+    OBJECTS
+};
 int object(void);         /* a descriptor from the input: open, closed, of the wrong kind, or none */
+int object_like(const char *kinds); /* mostly one of these, each a char */
 int object_file(void);
 void object_peer(void);   /* the other side does something */
 int adopt(int fd);        /* a descriptor that the library made; closed at the end of the run */

@@ -27,13 +27,6 @@
 #include <unistd.h>
 
 #define BASE 200
-enum {
-    PIPE_OUT, PIPE_IN, QUIET_PIPE_OUT, QUIET_PIPE_IN, STREAM_A, STREAM_B, QUIET_STREAM_A, QUIET_STREAM_B, DATAGRAM_A,
-    DATAGRAM_B, PACKET_A, PACKET_B, FILE_RW, FILE_IN, FILE_APPEND, FILE_DIRECT, FILE_PATH, DIRECTORY, EVENT, TIMER, SET,
-    LISTENER, QUIET_LISTENER, UNIX_LISTENER, TCP_A, TCP_B, UDP_A, UDP_B, SOCKET, QUIET_SOCKET, UNIX_SOCKET, PIDFD, NULL_FILE,
-    FIFO, TERMINAL, MASTER,
-    OBJECTS
-};
 #define ADOPTED 24
 #define CLOSED (BASE + OBJECTS + ADOPTED + 7)
 
@@ -58,9 +51,14 @@ static void put_two(int first, int fds[2]) {
     put(first + 1, fds[1]);
 }
 
+static const char text[] = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+
 static void pair(int first, int domain, int type) {
     int fds[2];
     MUST(socketpair(domain, type | SOCK_CLOEXEC, 0, fds) == 0, "socketpair: %s", strerror(errno));
+    if (type & SOCK_NONBLOCK)
+        for (int i = 0; i < 6; i++)
+            MUST(write(fds[i & 1], text, 64 - i) > 0, "write");
     put_two(first, fds);
 }
 
@@ -73,6 +71,9 @@ static void listen_at(int which, int type) {
     if (type & SOCK_STREAM && !(type & SOCK_DGRAM)) {
         MUST(listen(fd, 4) == 0, "listen: %s", strerror(errno));
         to_listener = here;
+        int waiting = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+        (void)!connect(waiting, (struct sockaddr *)&here, sizeof here);
+        close(waiting);
     } else {
         to_udp = here;
     }
@@ -80,11 +81,18 @@ static void listen_at(int which, int type) {
 }
 
 static void make_file(void) {
-    static const char text[] = "0123456789abcdef";
-    int fd = open("file", O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    int fd = open("file", O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW, 0600);
+    struct stat now;
+    /* An operation may have given the name to something else. */
+    if (fd >= 0 && (fstat(fd, &now) != 0 || !S_ISREG(now.st_mode))) {
+        close(fd);
+        fd = -1;
+    }
+    if (fd < 0)
+        fd = open(".", O_RDWR | O_TMPFILE | O_CLOEXEC, 0600);
     MUST(fd >= 0, "file: %s", strerror(errno));
-    for (int i = 0; i < 600; i++)
-        MUST(write(fd, text, 16) == 16, "write: %s", strerror(errno));
+    for (int i = 0; i < 150; i++)
+        MUST(write(fd, text, 64) == 64, "write: %s", strerror(errno));
     MUST(lseek(fd, 0, SEEK_SET) == 0, "lseek");
     put(FILE_RW, fd);
 }
@@ -101,7 +109,7 @@ static void make(int which) {
         break;
     case QUIET_PIPE_OUT:
     case QUIET_PIPE_IN:
-        MUST(pipe2(fds, O_CLOEXEC | O_NONBLOCK) == 0, "pipe2");
+        MUST(pipe2(fds, O_CLOEXEC | O_NONBLOCK) == 0 && write(fds[1], text, 64) == 64, "pipe2");
         put_two(QUIET_PIPE_OUT, fds);
         break;
     case STREAM_A:
@@ -130,15 +138,17 @@ static void make(int which) {
         need(FILE_RW);
         static const int how[] = {O_RDONLY, O_WRONLY | O_APPEND, O_RDWR | O_DIRECT, O_PATH};
         int flags = how[which - FILE_IN] | O_CLOEXEC;
-        int fd = open("file", flags);
-        put(which, fd >= 0 ? fd : open("file", flags & ~O_DIRECT));
+        char same[40];
+        snprintf(same, sizeof same, "/proc/self/fd/%d", BASE + FILE_RW);
+        int fd = state[FILE_RW] == OPEN ? open(same, flags) : open("/dev/null", flags & ~O_DIRECT);
+        put(which, fd >= 0 ? fd : open(same, flags & ~O_DIRECT));
         break;
     }
     case DIRECTORY:
         put(which, open(".", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
         break;
     case EVENT:
-        put(which, eventfd(0, EFD_CLOEXEC));
+        put(which, eventfd(3, EFD_CLOEXEC));
         break;
     case TIMER:
         put(which, timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC));
@@ -155,7 +165,9 @@ static void make(int which) {
     case UNIX_LISTENER: {
         int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
         unlink(to_unix.sun_path);
-        MUST(bind(fd, (struct sockaddr *)&to_unix, sizeof to_unix) == 0 && listen(fd, 1) == 0, "unix: %s", strerror(errno));
+        if (bind(fd, (struct sockaddr *)&to_unix, sizeof to_unix) != 0)
+            (void)!bind(fd, (struct sockaddr *)&to_unix, sizeof(sa_family_t));
+        MUST(listen(fd, 1) == 0, "unix: %s", strerror(errno));
         put(which, fd);
         break;
     }
@@ -174,6 +186,8 @@ static void make(int which) {
         /* The listener may be shut down already, or another accept was faster: then it is one that connects to nobody. */
         if (fds[1] < 0)
             fds[1] = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+        (void)!send(fds[0], text, 64, MSG_DONTWAIT | MSG_NOSIGNAL);
+        (void)!send(fds[1], text, 64, MSG_DONTWAIT | MSG_NOSIGNAL);
         put_two(TCP_A, fds);
         break;
     }
@@ -181,7 +195,10 @@ static void make(int which) {
         listen_at(which, SOCK_DGRAM);
         break;
     case UDP_B:
-        put(which, socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+        need(UDP_A);
+        fds[0] = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+        (void)!sendto(fds[0], text, 64, MSG_DONTWAIT, (struct sockaddr *)&to_udp, sizeof to_udp);
+        put(which, fds[0]);
         break;
     case SOCKET:
         put(which, socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
@@ -229,12 +246,22 @@ int object(void) {
     static const int wrong[] = {-1, INT_MAX, INT_MIN, AT_FDCWD, CLOSED, BASE - 1};
     unsigned choice = take8() % (OBJECTS + ADOPTED + sizeof wrong / sizeof *wrong);
     if (choice < OBJECTS) {
+        choice += choice == 0;
         need((int)choice);
         return BASE + (int)choice;
     }
     if (choice < OBJECTS + ADOPTED)
         return BASE + (int)choice;
     return wrong[choice - OBJECTS - ADOPTED];
+}
+
+int object_like(const char *kinds) {
+    uint8_t choice = take8();
+    if (choice >= 192)
+        return object();
+    int which = kinds[choice % strlen(kinds)];
+    need(which);
+    return BASE + which;
 }
 
 int object_file(void) {
@@ -274,7 +301,7 @@ void object_peer(void) {
     struct iovec part = {bytes, length};
     if (fd == BASE + TIMER || fd == BASE + SET)
         return;
-    switch (take8() % 6) {
+    switch (take8() % 7) {
     case 0:
         if (send(fd, bytes, length, MSG_DONTWAIT | MSG_NOSIGNAL) < 0 && errno == ENOTSOCK && fd != BASE + FILE_RW)
             (void)!pwritev2(fd, &part, 1, -1, RWF_NOWAIT);
@@ -302,6 +329,9 @@ void object_peer(void) {
     case 4:
         kill(getpid(), one_in(2) ? SIGURG : SIGWINCH);
         break;
+    case 6:
+        kill(child, one_in(2) ? SIGSTOP : SIGCONT);
+        break;
     case 5: {
         struct itimerspec soon = {.it_value.tv_nsec = 1 + take8() * 1000};
         need(TIMER);
@@ -313,7 +343,7 @@ void object_peer(void) {
 
 const char *object_path(void) {
     static char longest[5000];
-    static const char *const names[] = {"file", "", ".", "d", "d/x", "new", "new2", "link", "fifo", "sock", "file/x", "nothing"};
+    static const char *const names[] = {"file", "file", "file", "file", "file", "new", "new", "new", "d", "d", "", ".", "d", "d/x", "new", "new2", "link", "fifo", "sock", "file/x", "nothing"};
     static const int lengths[] = {255, 256, PATH_MAX - 1, PATH_MAX, 4999};
     unsigned choice = take8() % (sizeof names / sizeof *names + sizeof lengths / sizeof *lengths);
     if (choice < sizeof names / sizeof *names)

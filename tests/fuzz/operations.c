@@ -57,7 +57,7 @@ static size_t length(void) {
     static const size_t often[] = {0, 1, 7, 64, 512, 4032, 4096, 65536, 1 << 20, INT_MAX, 0x7ffff000, UINT_MAX, (size_t)UINT_MAX + 1,
                                    SSIZE_MAX, (size_t)SSIZE_MAX + 1, SIZE_MAX};
     uint8_t choice = take8();
-    return choice < 128 ? often[choice % 16] : choice < 224 ? 1 + choice % 32u * 16 : choice < 248 ? take(2) : take(8);
+    return choice < 64 ? often[choice % 16] : choice < 224 ? 1 + choice % 32u * 16 : choice < 248 ? take(2) : take(8);
 }
 
 static int64_t offset(void) {
@@ -65,6 +65,8 @@ static int64_t offset(void) {
     uint8_t choice = take8();
     return choice < 192 ? often[choice % 12] : choice < 240 ? (int64_t)take(2) : (int64_t)take(8);
 }
+
+static int64_t position(void) { return one_in(4) ? offset() : -1; }
 
 static uint32_t word(uint32_t usual) { return one_in(4) ? (uint32_t)take(4) : usual; }
 
@@ -193,6 +195,16 @@ static int64_t work_calls(void *arg) {
     return 99;
 }
 
+/* What an operation is meant for, mostly. */
+static const char IN[] = {PIPE_OUT, QUIET_PIPE_OUT, STREAM_A, STREAM_B, QUIET_STREAM_A, QUIET_STREAM_B, TCP_A, TCP_B, FILE_RW, EVENT, TIMER, FIFO, TERMINAL, DIRECTORY, 0};
+static const char OUT[] = {PIPE_IN, QUIET_PIPE_IN, STREAM_A, STREAM_B, QUIET_STREAM_A, QUIET_STREAM_B, TCP_A, TCP_B, FILE_RW, FILE_APPEND, EVENT, FIFO, MASTER, NULL_FILE, 0};
+static const char PIPES[] = {PIPE_IN, QUIET_PIPE_IN, PIPE_OUT, QUIET_PIPE_OUT, 0};
+static const char FILES[] = {FILE_RW, FILE_IN, FILE_APPEND, FILE_DIRECT, 0};
+static const char PLACES[] = {DIRECTORY, DIRECTORY, DIRECTORY, FILE_PATH, 0};
+static const char SOCKETS[] = {STREAM_A, STREAM_B, QUIET_STREAM_A, QUIET_STREAM_B, DATAGRAM_A, DATAGRAM_B, PACKET_A, PACKET_B, TCP_A, TCP_B, UDP_A, UDP_B, 0};
+static const char NEW_SOCKETS[] = {SOCKET, QUIET_SOCKET, UNIX_SOCKET, UDP_B, 0};
+static const char LISTENERS[] = {LISTENER, QUIET_LISTENER, UNIX_LISTENER, 0};
+
 static void with_file(upcall_op *op) {
     if (one_in(2))
         op->fd = object_file();
@@ -204,28 +216,28 @@ static upcall_op construct(struct entry *e, unsigned choice, upcall_loop *loop, 
     socklen_t size;
     switch (choice) {
     case 0: return CALL(upcall_op_nop);
-    case 1: return CALL(upcall_op_read, object(), pooled ? NULL : data(e), length());
-    case 2: return CALL(upcall_op_write, object(), data(e), length());
-    case 3: { struct iovec *v = vector(e, &n, false); return CALL(upcall_op_readv, object(), v, n); }
-    case 4: { struct iovec *v = vector(e, &n, false); return CALL(upcall_op_writev, object(), v, n); }
-    case 5: return CALL(upcall_op_splice, object(), offset(), object(), offset(), length(), word(0));
-    case 6: return CALL(upcall_op_tee, object(), object(), length(), word(0));
-    case 7: { upcall_op op = CALL(upcall_op_pread, object(), data(e), length(), offset()); with_file(&op); return op; }
-    case 8: { upcall_op op = CALL(upcall_op_pwrite, object(), data(e), length(), offset()); with_file(&op); return op; }
-    case 9: { struct iovec *v = vector(e, &n, false); upcall_op op = CALL(upcall_op_preadv, object(), v, n, offset(), (int)word(0)); with_file(&op); return op; }
-    case 10: { struct iovec *v = vector(e, &n, false); upcall_op op = CALL(upcall_op_pwritev, object(), v, n, offset(), (int)word(0)); with_file(&op); return op; }
-    case 11: return CALL(upcall_op_fsync, object());
-    case 12: return CALL(upcall_op_fdatasync, object());
-    case 13: return CALL(upcall_op_sync_range, object(), offset(), (int64_t)length(), word(2));
-    case 14: return CALL(upcall_op_fallocate, object(), (int)word(take8() & 3), offset(), (int64_t)length());
-    case 15: return CALL(upcall_op_ftruncate, object(), offset());
-    case 16: return CALL(upcall_op_fadvise, object(), offset(), (int64_t)length(), (int)word(take8() % 6));
+    case 1: return CALL(upcall_op_read, object_like(IN), pooled ? NULL : data(e), length());
+    case 2: return CALL(upcall_op_write, object_like(OUT), data(e), length());
+    case 3: { struct iovec *v = vector(e, &n, false); return CALL(upcall_op_readv, object_like(IN), v, n); }
+    case 4: { struct iovec *v = vector(e, &n, false); return CALL(upcall_op_writev, object_like(OUT), v, n); }
+    case 5: return CALL(upcall_op_splice, object_like(IN), position(), object_like(OUT), position(), length(), word(0));
+    case 6: return CALL(upcall_op_tee, object_like(PIPES), object_like(PIPES), length(), word(0));
+    case 7: { upcall_op op = CALL(upcall_op_pread, object_like(FILES), data(e), length(), offset()); with_file(&op); return op; }
+    case 8: { upcall_op op = CALL(upcall_op_pwrite, object_like(FILES), data(e), length(), offset()); with_file(&op); return op; }
+    case 9: { struct iovec *v = vector(e, &n, false); upcall_op op = CALL(upcall_op_preadv, object_like(FILES), v, n, offset(), (int)word(0)); with_file(&op); return op; }
+    case 10: { struct iovec *v = vector(e, &n, false); upcall_op op = CALL(upcall_op_pwritev, object_like(FILES), v, n, offset(), (int)word(0)); with_file(&op); return op; }
+    case 11: return CALL(upcall_op_fsync, object_like(FILES));
+    case 12: return CALL(upcall_op_fdatasync, object_like(FILES));
+    case 13: return CALL(upcall_op_sync_range, object_like(FILES), offset(), (int64_t)length(), word(2));
+    case 14: return CALL(upcall_op_fallocate, object_like(FILES), (int)word(take8() & 3), offset(), (int64_t)length());
+    case 15: return CALL(upcall_op_ftruncate, object_like(FILES), offset());
+    case 16: return CALL(upcall_op_fadvise, object_like(FILES), offset(), (int64_t)length(), (int)word(take8() % 6));
     case 17: {
         void *memory = object_memory(&n);
         size_t bytes = one_in(4) ? SIZE_MAX - take(2) : take(2) % (n + 1);
         return CALL(upcall_op_madvise, null() ? NULL : (char *)memory + (one_in(8) ? 1 : 0), bytes, (int)word(take8() % 26));
     }
-    case 18: { const char *p = path(e); return CALL(upcall_op_open, object(), p, (int)word(take8() & 3 ? O_RDWR | O_CREAT : 0), word(0600)); }
+    case 18: { const char *p = path(e); return CALL(upcall_op_open, object_like(PLACES), p, (int)word(take8() & 3 ? O_RDWR | O_CREAT : 0), word(0600)); }
     case 19: {
         const char *p = path(e);
         struct open_how how = {.flags = one_in(4) ? take(8) : O_RDWR, .mode = one_in(8) ? take(2) : 0, .resolve = one_in(4) ? take8() : 0};
@@ -235,51 +247,51 @@ static upcall_op construct(struct entry *e, unsigned choice, upcall_loop *loop, 
         if (one_in(8))
             whole[24 + take8()] = 1;
         void *given = null() ? NULL : copied(e, whole, raw || bytes > 4096 ? 4096 : bytes < sizeof how ? sizeof how : bytes);
-        return CALL(upcall_op_openat2, object(), p, given, bytes);
+        return CALL(upcall_op_openat2, object_like(PLACES), p, given, bytes);
     }
     case 20: return CALL(upcall_op_close, object());
-    case 21: { const char *p = path(e); return CALL(upcall_op_statx, object(), p, (int)word(0x1000), word(0x7ff), null() ? NULL : lend(e, sizeof(struct statx))); }
-    case 22: { const char *a = path(e), *b = path(e); return CALL(upcall_op_rename, object(), a, object(), b, word(take8() % 3)); }
-    case 23: { const char *p = path(e); return CALL(upcall_op_unlink, object(), p, (int)word(one_in(2) ? AT_REMOVEDIR : 0)); }
-    case 24: { const char *p = path(e); return CALL(upcall_op_mkdir, object(), p, word(0700)); }
-    case 25: { const char *a = path(e), *b = path(e); return CALL(upcall_op_symlink, a, object(), b); }
-    case 26: { const char *a = path(e), *b = path(e); return CALL(upcall_op_hardlink, object(), a, object(), b, (int)word(0)); }
+    case 21: { const char *p = path(e); return CALL(upcall_op_statx, object_like(PLACES), p, (int)word(0x1000), word(0x7ff), null() ? NULL : lend(e, sizeof(struct statx))); }
+    case 22: { const char *a = path(e), *b = path(e); return CALL(upcall_op_rename, object_like(PLACES), a, object_like(PLACES), b, word(take8() % 3)); }
+    case 23: { const char *p = path(e); return CALL(upcall_op_unlink, object_like(PLACES), p, (int)word(one_in(2) ? AT_REMOVEDIR : 0)); }
+    case 24: { const char *p = path(e); return CALL(upcall_op_mkdir, object_like(PLACES), p, word(0700)); }
+    case 25: { const char *a = path(e), *b = path(e); return CALL(upcall_op_symlink, a, object_like(PLACES), b); }
+    case 26: { const char *a = path(e), *b = path(e); return CALL(upcall_op_hardlink, object_like(PLACES), a, object_like(PLACES), b, (int)word(0)); }
     case 27: { const char *p = path(e), *a = name(e); return CALL(upcall_op_getxattr, p, a, data(e), length()); }
     case 28: { const char *p = path(e), *a = name(e); n = length(); return CALL(upcall_op_setxattr, p, a, null() ? NULL : copied(e, NULL, raw || n > 65536 ? 65536 : n), n, (int)word(take8() % 3)); }
-    case 29: { const char *a = name(e); return CALL(upcall_op_fgetxattr, object(), a, data(e), length()); }
-    case 30: { const char *a = name(e); n = length(); return CALL(upcall_op_fsetxattr, object(), a, null() ? NULL : copied(e, NULL, raw || n > 65536 ? 65536 : n), n, (int)word(take8() % 3)); }
-    case 31: return CALL(upcall_op_readdir, object(), pooled ? NULL : data(e), length());
+    case 29: { const char *a = name(e); return CALL(upcall_op_fgetxattr, object_like(FILES), a, data(e), length()); }
+    case 30: { const char *a = name(e); n = length(); return CALL(upcall_op_fsetxattr, object_like(FILES), a, null() ? NULL : copied(e, NULL, raw || n > 65536 ? 65536 : n), n, (int)word(take8() % 3)); }
+    case 31: return CALL(upcall_op_readdir, object_like((const char[]){DIRECTORY, 0}), pooled ? NULL : data(e), length());
     case 32: {
         static const int domains[] = {AF_UNIX, AF_INET, AF_INET6, -1, 9999}, protocols[] = {0, IPPROTO_TCP, IPPROTO_UDP, 255, -1};
         return CALL(upcall_op_socket, domains[take8() % 5], (int)word(1 + take8() % 5u), protocols[take8() % 5]);
     }
-    case 33: { struct sockaddr *a = address(e, &size); return CALL(upcall_op_bind, object(), a, size); }
-    case 34: return CALL(upcall_op_listen, object(), (int)word(4));
+    case 33: { struct sockaddr *a = address(e, &size); return CALL(upcall_op_bind, object_like(NEW_SOCKETS), a, size); }
+    case 34: return CALL(upcall_op_listen, object_like(NEW_SOCKETS), (int)word(4));
     case 35: {
         bool none = one_in(2);
         struct sockaddr *to = none ? NULL : lend(e, 256);
         socklen_t *bytes = none && !one_in(8) ? NULL : room(e, 255);
         if (bytes && *bytes > 256 && *bytes <= INT_MAX)
             *bytes = 256;
-        return CALL(upcall_op_accept, object(), to, bytes, (int)word(one_in(2) ? SOCK_NONBLOCK : 0));
+        return CALL(upcall_op_accept, object_like(LISTENERS), to, bytes, (int)word(one_in(2) ? SOCK_NONBLOCK : 0));
     }
-    case 36: { struct sockaddr *a = address(e, &size); return CALL(upcall_op_connect, object(), a, size); }
-    case 37: return CALL(upcall_op_recv, object(), pooled ? NULL : data(e), length(), message_flags());
-    case 38: return CALL(upcall_op_send, object(), data(e), length(), message_flags());
+    case 36: { struct sockaddr *a = address(e, &size); return CALL(upcall_op_connect, object_like(NEW_SOCKETS), a, size); }
+    case 37: return CALL(upcall_op_recv, object_like(SOCKETS), pooled ? NULL : data(e), length(), message_flags());
+    case 38: return CALL(upcall_op_send, object_like(SOCKETS), data(e), length(), message_flags());
     case 39: {
         void *buf = data(e);
         struct sockaddr *from = one_in(4) ? NULL : lend(e, 128);
-        return CALL(upcall_op_recvfrom, object(), buf, length(), message_flags(), from, room(e, 128));
+        return CALL(upcall_op_recvfrom, object_like(SOCKETS), buf, length(), message_flags(), from, room(e, 128));
     }
-    case 40: { void *buf = data(e); struct sockaddr *a = one_in(2) ? address(e, &size) : (size = 0, NULL); return CALL(upcall_op_sendto, object(), buf, length(), message_flags(), a, size); }
-    case 41: { struct msghdr *m = message(e, true, pooled); return CALL(upcall_op_recvmsg, object(), m, message_flags()); }
-    case 42: { struct msghdr *m = message(e, false, false); return CALL(upcall_op_sendmsg, object(), m, message_flags()); }
-    case 43: return CALL(upcall_op_shutdown, object(), (int)word(take8() % 3));
+    case 40: { void *buf = data(e); struct sockaddr *a = one_in(2) ? address(e, &size) : (size = 0, NULL); return CALL(upcall_op_sendto, object_like(SOCKETS), buf, length(), message_flags(), a, size); }
+    case 41: { struct msghdr *m = message(e, true, pooled); return CALL(upcall_op_recvmsg, object_like(SOCKETS), m, message_flags()); }
+    case 42: { struct msghdr *m = message(e, false, false); return CALL(upcall_op_sendmsg, object_like(SOCKETS), m, message_flags()); }
+    case 43: return CALL(upcall_op_shutdown, object_like(SOCKETS), (int)word(take8() % 3));
     case 44: {
         void *value = data(e);
-        return CALL(upcall_op_getsockopt, object(), (int)word(SOL_SOCKET), (int)word(take8() % 80), value, room(e, 64));
+        return CALL(upcall_op_getsockopt, object_like(SOCKETS), (int)word(SOL_SOCKET), (int)word(take8() % 80), value, room(e, 64));
     }
-    case 45: { n = one_in(4) ? length() : 4; return CALL(upcall_op_setsockopt, object(), (int)word(SOL_SOCKET), (int)word(take8() % 80), null() ? NULL : copied(e, NULL, raw || n > 65536 ? 65536 : n), (socklen_t)n); }
+    case 45: { n = one_in(4) ? length() : 4; return CALL(upcall_op_setsockopt, object_like(SOCKETS), (int)word(SOL_SOCKET), (int)word(take8() % 80), null() ? NULL : copied(e, NULL, raw || n > 65536 ? 65536 : n), (socklen_t)n); }
     case 46: e->fds = null() ? NULL : lend(e, 2 * sizeof(int32_t)); return CALL(upcall_op_pipe, e->fds, (int)word(one_in(2) ? O_NONBLOCK : 0));
     case 47: return CALL(upcall_op_poll, object(), one_in(4) ? (uint32_t)take(4) : take(2) & 0x3fff);
     case 48: return CALL(upcall_op_sleep, one_in(4) ? take(8) : take8() * 1000u);
@@ -303,8 +315,8 @@ static upcall_op construct(struct entry *e, unsigned choice, upcall_loop *loop, 
         case 2: e->expected = 99; return CALL(upcall_op_work, work_calls, loop);
         default: return CALL(upcall_op_work, NULL, NULL);
         }
-    case 55: return CALL(upcall_op_sendfile, object(), object_file(), offset(), length());
-    case 56: return CALL(upcall_op_copy_range, object_file(), offset(), object(), offset(), length(), word(0));
+    case 55: return CALL(upcall_op_sendfile, object_like(OUT), object_file(), position(), length());
+    case 56: return CALL(upcall_op_copy_range, object_file(), position(), object_like(FILES), position(), length(), word(0));
     default: {
         static const char *const nodes[] = {"127.0.0.1", "::1", "", "999.1", "1.2.3", "fe80::1%lo"};
         e->addresses = null() ? NULL : lend(e, sizeof *e->addresses);
@@ -346,6 +358,10 @@ static void tame(upcall_op *op) {
     case UPCALL_OP_SETSOCKOPT: /* a close would wait */
         if (op->arg2 == SO_LINGER)
             op->arg2 = SO_KEEPALIVE;
+        break;
+    case UPCALL_OP_GETSOCKOPT: /* its value is a descriptor */
+        if (op->arg2 == 77 /* SO_PEERPIDFD */)
+            op->arg2 = SO_TYPE;
         break;
     case UPCALL_OP_SIGNAL: /* libFuzzer's own */
         if (op->arg == SIGALRM || op->arg == SIGINT || op->arg == SIGTERM || op->arg == SIGABRT || op->arg == SIGPROF)
@@ -413,12 +429,18 @@ void make_operation(struct entry *entry, upcall_loop *loop, upcall_buffers *pool
     entry->pages[0] = entry->pages[1] = -1;
     entry->expected = INT64_MIN;
     upcall_op op = construct(entry, take8() % 58, loop, pool != NULL);
-    op.buffers = pool;
-    if (pool && how & 0x80)
+    bool lends = op.kind == UPCALL_OP_READ || op.kind == UPCALL_OP_RECV || op.kind == UPCALL_OP_RECVMSG || op.kind == UPCALL_OP_READDIR;
+    op.buffers = lends || one_in(8) ? pool : NULL;
+    if (op.buffers && how & 0x80) {
         op.lend_max = take8() % 4;
+        if (one_in(2))
+            op.len = 0;
+    }
+    static const uint32_t often[] = {UPCALL_FULL, UPCALL_MULTISHOT, UPCALL_MULTISHOT, UPCALL_LINK, UPCALL_LINK_ALWAYS, UPCALL_DRAIN,
+                                     UPCALL_ZEROCOPY, UPCALL_BACKGROUND};
     if (how & 8)
-        op.flags = take8() & 0x7f;
-    if (how & 16)
+        op.flags = one_in(4) ? take8() & 0x7f : often[take8() % 8];
+    if ((how & 0x30) == 0x30)
         op.timeout_ns = one_in(4) ? take(8) : take8() * UINT64_C(4000);
     if (raw)
         overlay(&op);
