@@ -3,6 +3,7 @@
 #define FUZZ_H
 
 #include <errno.h>
+#include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -26,6 +27,9 @@ void tell(const char *format, ...) __attribute__((format(printf, 1, 2)));
 /* A promise is broken: the text, and the process ends as a finding. */
 _Noreturn void broken(const char *file, int line, const char *format, ...) __attribute__((format(printf, 3, 4)));
 #define MUST(condition, ...) ((condition) ? (void)0 : broken(__FILE__, __LINE__, __VA_ARGS__))
+
+/* SIGPIPE or SIGXFSZ was raised. */
+extern volatile sig_atomic_t raised;
 
 /* ---- The input: bytes, then zeros. */
 struct input {

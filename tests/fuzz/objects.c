@@ -301,10 +301,12 @@ void object_peer(void) {
     struct iovec part = {bytes, length};
     if (fd == BASE + TIMER || fd == BASE + SET)
         return;
+    int raised_before = raised;
     switch (take8() % 7) {
     case 0:
         if (send(fd, bytes, length, MSG_DONTWAIT | MSG_NOSIGNAL) < 0 && errno == ENOTSOCK && fd != BASE + FILE_RW)
             (void)!pwritev2(fd, &part, 1, -1, RWF_NOWAIT);
+        raised = raised_before; /* this write's own */
         break;
     case 1:
         if (recv(fd, bytes, length, MSG_DONTWAIT) < 0 && errno == ENOTSOCK)
