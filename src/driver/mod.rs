@@ -176,6 +176,9 @@ pub(crate) trait Driver {
     fn quiesce(&mut self, core: &mut Core);
     /// As [`Driver::quiesce`], for what does not need the owner thread: the threads.
     fn quiesce_threads(&mut self, core: &mut Core);
+
+    /// The owner thread gives the loop up, detached, freed or exiting: nothing of it stays with the thread.
+    fn leave_thread(&mut self) {}
     /// In a forked child: closes this process's copies of the descriptors and touches nothing else.
     fn abandon(&mut self);
 }

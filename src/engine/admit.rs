@@ -554,7 +554,7 @@ impl<D: Driver> Engine<D> {
     pub(super) fn cancel_accepted(&mut self, id: u64) -> bool {
         let Some(index) = self.core.slots.find(id) else { return false };
         if self.core.slots[index].state == State::Inbox {
-            self.early_cancels.push(id);
+            self.early_cancels.insert(id);
         } else {
             self.cancel_operation(index, bits::ASKED);
         }
@@ -565,8 +565,7 @@ impl<D: Driver> Engine<D> {
     fn cancel_early(&mut self, indexes: &[u32]) {
         for &index in indexes {
             let id = self.core.slots[index].id();
-            if let Some(position) = self.early_cancels.iter().position(|&early| early == id) {
-                self.early_cancels.swap_remove(position);
+            if self.early_cancels.remove(&id) {
                 self.cancel_operation(index, bits::ASKED);
             }
         }
@@ -574,13 +573,7 @@ impl<D: Driver> Engine<D> {
 
     /// Cancels everything on a descriptor; returns how many were asked.
     pub fn cancel_fd(&mut self, fd: i32) -> i32 {
-        // A turn takes in a bounded share; here every operation counts.
-        for _ in 0..1024 {
-            if !self.core.shared.has_messages() {
-                break;
-            }
-            self.take_in();
-        }
+        self.take_in_everything();
         if fd < 0 {
             return 0;
         }
@@ -588,9 +581,19 @@ impl<D: Driver> Engine<D> {
         self.cancel_each(found)
     }
 
+    /// A turn takes in a bounded share; where every operation counts it is all, but for senders who never stop.
+    fn take_in_everything(&mut self) {
+        for _ in 0..1024 {
+            if !self.core.shared.has_messages() {
+                break;
+            }
+            self.take_in();
+        }
+    }
+
     /// Cancels everything; returns how many were asked.
     pub fn cancel_all(&mut self) -> i32 {
-        self.take_in();
+        self.take_in_everything();
         let found = self.core.slots.table().ids_in_flight(None);
         // The newest first: the kernel finds it at the head of a chain that it searches (20,000: 4 s the other way).
         let found = found.into_iter().rev().map(super::slot::index_of).collect();

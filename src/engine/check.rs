@@ -161,7 +161,8 @@ fn options(operation: &upcall_op, def: &OpDef, last: bool, shared: &Arc<Shared>)
     }
     if def.is(op::MESSAGE) && operation.addr != 0 {
         let msg = op::side::message(operation.addr);
-        let before = size_of::<upcall_msg>() as u64 + u64::from(msg.msg_namelen) + msg.msg_controllen as u64;
+        let before =
+            (size_of::<upcall_msg>() as u64 + u64::from(msg.msg_namelen)).saturating_add(msg.msg_controllen as u64);
         if before > u64::from(pool.size) {
             return refuse("a buffer has no room for upcall_msg, msg_namelen and msg_controllen");
         }

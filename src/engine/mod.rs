@@ -35,7 +35,7 @@ use embed::Embed;
 use group::{Group, Steps};
 use signals::Signals;
 use slot::NONE;
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::ffi::c_void;
 use std::sync::Arc;
 use timers::Timers;
@@ -58,8 +58,10 @@ pub(crate) struct Engine<D: Driver> {
     closers: Vec<u64>,
     posts: VecDeque<(unsafe extern "C-unwind" fn(*mut upcall_loop, *mut c_void), *mut c_void)>,
     records: VecDeque<upcall_event>,
-    /// What the operations of records made beyond their result: id, kind, [`Side::made`](crate::op::side::Side::made).
-    claims: VecDeque<(u64, u8, u64)>,
+    /// Records that were reaped: the number of the first that was not.
+    reaped: u64,
+    /// What the operations of records made beyond their result, with the numbers of the records.
+    claims: VecDeque<(u64, Claim)>,
     pools: Vec<Arc<Pool>>,
     /// Buffers are registered.
     registered: bool,
@@ -71,7 +73,7 @@ pub(crate) struct Engine<D: Driver> {
     /// Deliveries of the engine's own.
     streak: u32,
     /// Operations to cancel whose submission is still on its way through the inbox.
-    early_cancels: Vec<u64>,
+    early_cancels: HashSet<u64>,
     /// The clock of this turn; 0: not read yet.
     clock: u64,
     pub in_turn: bool,
@@ -83,6 +85,14 @@ pub(crate) struct Engine<D: Driver> {
     embed: Option<Embed>,
     /// What may still be delivered in this turn.
     budget: turn::Budget,
+}
+
+/// What comes with a record and goes if that is dropped.
+enum Claim {
+    /// What an operation of this kind made: [`Side::made`](crate::op::side::Side::made).
+    Made(u8, u64),
+    /// A descriptor that came with a message.
+    Passed(i32),
 }
 
 /// Counted in plain words on the shortest way; added to the counters that others read at the end of each call.
@@ -126,6 +136,7 @@ impl<D: Driver> Engine<D> {
             closers: Vec::new(),
             posts: VecDeque::new(),
             records: VecDeque::new(),
+            reaped: 0,
             claims: VecDeque::new(),
             pools: Vec::new(),
             registered: false,
@@ -133,7 +144,7 @@ impl<D: Driver> Engine<D> {
             background: 0,
             tally: Tally::default(),
             streak: 0,
-            early_cancels: Vec::new(),
+            early_cancels: HashSet::new(),
             clock: 0,
             in_turn: false,
             max_events: config.max_events as usize,

@@ -1,7 +1,7 @@
 //! From an outcome to an event, or to the next step of an operation that goes on.
 
 use super::slot::{NONE, Slot, State, bits, rung};
-use super::{Engine, Steps};
+use super::{Claim, Engine, Steps};
 use crate::abi::*;
 use crate::driver::{Driver, Outcome};
 use crate::engine::descriptors::Descriptors;
@@ -229,6 +229,7 @@ impl<D: Driver> Engine<D> {
         let transferred = if def.is(op::MOVES) { result as u64 } else { 0 };
         let mut delivery = self.event(index, result, transferred, UPCALL_MORE);
         delivery.event.buffer = self.lend(index, outcome.buffer());
+        self.claim_passed(index, &delivery);
         let slot = &mut self.core.slots[index];
         slot.bits &= !bits::REPORTED;
         let counted = slot.callback.is_none();
@@ -584,9 +585,10 @@ impl<D: Driver> Engine<D> {
         {
             finish(&slot.args, side, result);
             if side.made != 0 && slot.callback.is_none() {
-                self.claims.push_back((slot.id(), slot.kind, side.made));
+                self.claims.push_back((self.reaped + self.records.len() as u64, Claim::Made(slot.kind, side.made)));
             }
         }
+        self.claim_passed(index, &delivery);
         if def.is(op::SHUTS) && result == 0 {
             // A send that waits for room at a unix socket is not told of it (6.18).
             for other in self.core.operations(self.core.slots[index].args.fd()) {
@@ -599,6 +601,23 @@ impl<D: Driver> Engine<D> {
             self.follow(steps);
         }
         delivery
+    }
+
+    /// Descriptors that came with a message whose event is about to become a record.
+    #[inline]
+    fn claim_passed(&mut self, index: u32, delivery: &Delivery) {
+        let def = self.core.def(index);
+        if delivery.callback.is_some() || delivery.event.result < 0 || def.passed.is_none() {
+            return;
+        }
+        let number = self.reaped + self.records.len() as u64;
+        let (slot, side) = self.core.both(index);
+        if let (Some(passed), Some(side)) = (def.passed, side) {
+            let claims = &mut self.claims;
+            passed(&slot.args, side, delivery.event.buffer.cast(), &mut |fd| {
+                claims.push_back((number, Claim::Passed(fd)));
+            });
+        }
     }
 
     /// The first of a zero-copy send's two events. What waits for the operation goes on; its id and its data stay in use.

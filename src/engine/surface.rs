@@ -145,6 +145,7 @@ impl Loop {
         with!(self, engine => {
             let Engine { driver, core, .. } = engine;
             driver.quiesce(core);
+            driver.leave_thread();
         });
         self.shared.release(true);
     }
@@ -386,9 +387,13 @@ impl Loop {
             ..0 => None,
             _ => Some(sys::now().saturating_add(timeout_ns as u64)),
         };
+        let mut all_asked = false;
         loop {
-            // Posts and submissions that were accepted are taken in; each turn may bring more of them to an end.
-            with!(self, engine => engine.cancel_all());
+            // Posts and submissions that were accepted are taken in. Once all of them are, everything has been asked to end.
+            if !all_asked {
+                with!(self, engine => engine.cancel_all());
+                all_asked = !self.shared.has_messages();
+            }
             let busy = with!(self, engine => engine.in_flight() > 0 || engine.keeps_running());
             if !busy && !self.shared.has_messages() {
                 return 0;
@@ -435,6 +440,7 @@ impl Loop {
         with!(self, engine => {
             let Engine { driver, core, .. } = engine;
             driver.quiesce_threads(core);
+            driver.leave_thread();
             engine.orphan_pools();
         });
         owner::forget(self);

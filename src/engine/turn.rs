@@ -6,7 +6,7 @@ use super::embed::Embed;
 use super::settle::Delivery;
 use super::shared::Message;
 use super::slot::{NONE, bits};
-use super::{Engine, Loop};
+use super::{Claim, Engine, Loop};
 use crate::abi::*;
 use crate::driver::{Driver, Until};
 use crate::op;
@@ -285,10 +285,12 @@ impl<D: Driver> Engine<D> {
             let event = unsafe { place.assume_init_ref() };
             if event.flags & UPCALL_MORE != 0 {
                 self.on_reaped(event.id);
-            } else if self.claims.front().is_some_and(|claim| claim.0 == event.id) {
-                // The program has it now. Claims are in the order of their records.
-                self.claims.pop_front();
             }
+        }
+        self.reaped += count as u64;
+        // The program has them now.
+        while self.claims.front().is_some_and(|claim| claim.0 < self.reaped) {
+            self.claims.pop_front();
         }
         count
     }
@@ -299,8 +301,13 @@ impl<D: Driver> Engine<D> {
 
     /// Takes all records away, for a loop that ends, and gives back what their operations made.
     pub fn drop_records(&mut self) -> Vec<upcall_event> {
-        for (_, kind, made) in self.claims.drain(..) {
-            op::discard(kind, -1, made);
+        for (_, claim) in self.claims.drain(..) {
+            match claim {
+                Claim::Made(kind, made) => op::discard(kind, -1, made),
+                Claim::Passed(fd) => {
+                    sys::close(fd);
+                }
+            }
         }
         let records: Vec<_> = self.records.drain(..).collect();
         for event in &records {

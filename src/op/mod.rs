@@ -200,6 +200,9 @@ pub(crate) struct Lending {
     pub bundle: bool,
 }
 
+/// See [`OpDef::passed`].
+pub(crate) type Passed = fn(&Args, &Side, *const u8, &mut dyn FnMut(i32));
+
 /// Makes the entry that lets the kernel pick from a buffer group, where there is one.
 pub(crate) type LentForm = fn(&Args, Lending) -> Option<Entry>;
 
@@ -247,6 +250,8 @@ pub(crate) struct OpDef {
     pub block: Option<fn(&Args) -> i64>,
     /// Writes results back into the program's structures before its event.
     pub finish: Option<fn(&Args, &mut Side, i64)>,
+    /// Tells the descriptors that came with what was received, into a lent buffer or (NULL) the program's own memory.
+    pub passed: Option<Passed>,
 }
 
 impl OpDef {
@@ -267,6 +272,7 @@ impl OpDef {
         lent: None,
         block: None,
         finish: None,
+        passed: None,
     };
 
     #[inline(always)]
@@ -348,6 +354,7 @@ const fn copy_of(op: &OpDef) -> OpDef {
         lent: op.lent,
         block: op.block,
         finish: op.finish,
+        passed: op.passed,
     }
 }
 

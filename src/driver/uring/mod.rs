@@ -646,6 +646,7 @@ impl Driver for Uring {
             queues.use_event(self.embedded);
             register_event(&made.ring, self.event)?;
         }
+        self.leave_thread();
         let pools = self.groups.take_pools();
         self.queues = queues;
         self.ring = made.ring;
@@ -658,6 +659,16 @@ impl Driver for Uring {
         }
         self.registered.set_again(&self.ring);
         Ok(())
+    }
+
+    fn leave_thread(&mut self) {
+        use std::os::fd::AsRawFd;
+        if self.enter_flags & calls::ENTER_REGISTERED_RING != 0 {
+            let ring = self.ring.as_raw_fd();
+            calls::unregister_ring(ring, self.enter_fd);
+            self.enter_flags &= !calls::ENTER_REGISTERED_RING;
+            self.enter_fd = ring;
+        }
     }
 
     fn start(&mut self, core: &mut Core, index: u32) {
