@@ -96,10 +96,9 @@ impl<D: Driver> Engine<D> {
         }
         for (number, operation) in ops.iter().enumerate() {
             let index = self.core.slots.take();
-            let id = self.core.slots.open(index);
             let def = op::of(operation.kind as u8);
             // As most go on: started, and native.
-            let set = self.fill(index, operation, def, State::Started);
+            let (id, set) = self.fill(index, operation, def, State::Started);
             tell(number, id);
             if def.copy.is_some() || operation.timeout_ns != 0 || set & bits::SLOW != 0 {
                 self.core.slots[index].rung = rung::IDLE;
@@ -123,9 +122,8 @@ impl<D: Driver> Engine<D> {
         let mut indexes = Vec::with_capacity(ops.len());
         for (number, operation) in ops.iter().enumerate() {
             let index = self.core.slots.take();
-            tell(number, self.core.slots.open(index));
             let def = op::of(operation.kind as u8);
-            self.fill(index, operation, def, State::Free);
+            tell(number, self.fill(index, operation, def, State::Free).0);
             let admitted = self.fill_more(index, operation, def, at, ordered);
             indexes.push(index);
             if let Err(refusal) = admitted {
@@ -181,9 +179,9 @@ impl<D: Driver> Engine<D> {
         false
     }
 
-    /// Fills a slot of this thread.
+    /// Fills a slot of this thread: its id, and its bits.
     #[inline(always)]
-    fn fill(&mut self, index: u32, operation: &upcall_op, def: &OpDef, state: State) -> u16 {
+    fn fill(&mut self, index: u32, operation: &upcall_op, def: &OpDef, state: State) -> (u64, u16) {
         let slot = &mut self.core.slots[index];
         // Without arguments there is nothing to replay; only the descriptor that others look for must be none.
         if def.is(op::NO_ARGS) {
@@ -191,7 +189,9 @@ impl<D: Driver> Engine<D> {
         } else {
             slot.args.fill(operation);
         }
-        self.enter(index, operation, def, 0, state)
+        // Not before: who finds the id in a slot looks at the descriptor next to it.
+        let id = self.core.slots.open(index);
+        (id, self.enter(index, operation, def, 0, state))
     }
 
     /// What fewer operations have: copied metadata, buffers, a deadline.
@@ -310,7 +310,7 @@ impl<D: Driver> Engine<D> {
             let index = super::slot::index_of(one.id);
             let def = op::of(one.op.kind as u8);
             let slot = &mut self.core.slots[index];
-            slot.args = one.args;
+            slot.args.take(&one.args);
             slot.side = NONE;
             if let Some(side) = one.side {
                 slot.side = self.core.sides.add(side);

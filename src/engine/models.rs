@@ -242,6 +242,7 @@ fn cancelling_a_descriptor_cancels_nothing_else() {
             engine.submit(&[recv(1)], None).expect("accepted");
             engine.driver.answer(0, 100);
             assert_eq!(poll(&mut engine, Until::Now).len(), 1);
+            engine.driver.asked.clear();
             engine.submit(&[recv(2)], None).expect("accepted");
             canceller.join().expect("no panic");
             poll(&mut engine, Until::Now);

@@ -70,6 +70,20 @@ impl Args {
         self.stage = 0;
     }
 
+    /// Becomes equal to `other`, which has the same descriptor: others may be looking at that word.
+    pub fn take(&mut self, other: &Args) {
+        let Args { addr, addr2, len, offset, offset2, fd_word: _, arg, arg2, stage } = *other;
+        debug_assert_eq!(self.fd(), other.fd());
+        self.addr = addr;
+        self.addr2 = addr2;
+        self.len = len;
+        self.offset = offset;
+        self.offset2 = offset2;
+        self.arg = arg;
+        self.arg2 = arg2;
+        self.stage = stage;
+    }
+
     pub fn copy(&self) -> Args {
         Args { fd_word: AtomicI32::new(self.fd()), ..*self }
     }
