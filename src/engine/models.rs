@@ -1,5 +1,5 @@
 //! The protocols between threads, in every interleaving: the engine's and the threads' own code on loom's words and locks
-//! (`sys::sync`), each model with what it promises. With at most three preemptions an execution, or LOOM_MAX_PREEMPTIONS:
+//! (`sys::sync`), each model with what it promises. At most three preemptions an execution, or LOOM_MAX_PREEMPTIONS:
 //!
 //! ```text
 //! RUSTFLAGS="--cfg loom" cargo test --profile models --target-dir target/loom --lib models::
@@ -23,12 +23,16 @@ use std::mem::MaybeUninit;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
-/// Tries every execution of a model, and says how many there were.
-pub(crate) fn explore(model: impl Fn() + Sync + Send + 'static) {
+fn explore(model: impl Fn() + Sync + Send + 'static) {
+    explore_with(3, model);
+}
+
+/// Tries every execution of a model with so many preemptions, and says how many executions there were.
+pub(crate) fn explore_with(preemptions: usize, model: impl Fn() + Sync + Send + 'static) {
     let count = Arc::new(AtomicU64::new(0));
     let counted = count.clone();
     let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = builder.preemption_bound.or(Some(3));
+    builder.preemption_bound = builder.preemption_bound.or(Some(preemptions));
     builder.max_branches = 20_000;
     builder.check(move || {
         counted.fetch_add(1, Ordering::Relaxed);
@@ -51,7 +55,7 @@ fn shared(max_operations: u32) -> Arc<Shared> {
 }
 
 /// As a driver's turn does: until the eventfd is written, if nothing came meanwhile.
-fn sleep(shared: &Shared, has_more: impl FnOnce() -> bool) {
+pub(crate) fn sleep(shared: &Shared, has_more: impl FnOnce() -> bool) {
     if shared.prepare_sleep() && !has_more() {
         kernel::read(shared.wake);
     }
