@@ -184,11 +184,12 @@ impl<D: Driver> Engine<D> {
         let kind = operation.kind as usize % op::KINDS;
         let def = op::of(kind as u8);
         let slot = &mut self.core.slots[index];
-        let id = slot.open();
         // Without arguments there is nothing to replay, and a free slot names no descriptor.
         if !def.is(op::NO_ARGS) {
             slot.args.fill(operation, def);
         }
+        // Not before: who finds the id in a slot looks at the descriptor next to it.
+        let id = slot.open();
         slot.callback = operation.callback;
         slot.user = operation.user;
         if OPTIONS {
@@ -302,7 +303,7 @@ impl<D: Driver> Engine<D> {
             let index = super::slot::index_of(one.id);
             let def = op::of(one.op.kind as u8);
             let slot = &mut self.core.slots[index];
-            slot.args = one.args;
+            slot.args.take(&one.args);
             slot.side = NONE;
             if let Some(side) = one.side {
                 slot.side = self.core.sides.add(side);

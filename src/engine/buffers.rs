@@ -10,11 +10,11 @@
 use super::shared::{Message, Shared};
 use crate::op::Refusal;
 use crate::sys::memory::Reservation;
-use crossbeam_queue::SegQueue;
+use crate::sys::sync::{AtomicBool, AtomicU64, SegQueue};
 use std::cell::UnsafeCell;
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 /// The pool has it.
 const HOME: u64 = 0;
@@ -168,7 +168,8 @@ impl Pool {
 
     /// The owner has seen the announcement.
     pub fn hear(&self) {
-        self.announced.store(false, Ordering::SeqCst);
+        // A swap, which sees what those who found it true have pushed.
+        self.announced.swap(false, Ordering::SeqCst);
     }
 
     /// Buffers have come back that the owner has not taken in.

@@ -15,6 +15,9 @@ pub(crate) mod embed;
 #[cfg(test)]
 mod fabricated;
 pub(crate) mod group;
+#[cfg(all(test, loom))]
+pub(crate) mod models;
+mod outside;
 pub(crate) mod owner;
 pub(crate) mod seconds;
 pub(crate) mod settle;

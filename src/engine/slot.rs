@@ -8,9 +8,9 @@
 use crate::abi::upcall_callback;
 use crate::op::Args;
 use crate::sys::memory::{self, Reservation};
+use crate::sys::sync::{AtomicI32, AtomicU32, AtomicU64, Mutex};
 use std::ffi::c_void;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 /// "No slot", "no side block", "end of list".
 pub(crate) const NONE: u32 = u32::MAX;
@@ -162,6 +162,7 @@ pub(crate) struct Slot {
     pub args: Args,
 }
 
+#[cfg(not(loom))]
 const _: () = assert!(size_of::<Slot>() == 128);
 const _: () = {
     use std::mem::offset_of;
@@ -278,11 +279,13 @@ impl SlotTable {
         let bytes = |slots: u32| (slots as usize * size_of::<Slot>()).next_multiple_of(memory::page_size());
         if from < to && self.memory.commit(bytes(from), bytes(to)).is_ok() {
             for index in from..to {
-                // SAFETY: committed zeroed memory of this table, not yet known to anyone; a zeroed Slot is one.
-                let slot = unsafe { &mut *self.at(index) };
-                slot.side = NONE;
-                slot.args.fd_word.store(-1, Ordering::Relaxed);
-                slot.id.store(self.first_generation | u64::from(index), Ordering::Relaxed);
+                // SAFETY: committed zeroed memory of this table, not yet known to anyone; a zeroed Slot is a free one.
+                unsafe {
+                    let slot = self.at(index);
+                    (*slot).side = NONE;
+                    (&raw mut (*slot).id).write(AtomicU64::new(self.first_generation | u64::from(index)));
+                    (&raw mut (*slot).args.fd_word).write(AtomicI32::new(-1));
+                }
             }
             self.committed.store(to, Ordering::Release);
             return from..to;
@@ -309,7 +312,7 @@ impl SlotTable {
     }
 
     /// The slot of a committed index, for looking at its atomic words from any thread.
-    fn word(&self, index: u32) -> (&AtomicU64, &std::sync::atomic::AtomicI32) {
+    fn word(&self, index: u32) -> (&AtomicU64, &AtomicI32) {
         // SAFETY: committed memory that is never unmapped while the table lives; only atomics are referenced.
         unsafe { (&(*self.at(index)).id, &(*self.at(index)).args.fd_word) }
     }

@@ -23,10 +23,11 @@ pub(crate) use compute::Lookup;
 pub(crate) use file::upcall_op_pread;
 
 use crate::abi::*;
+use crate::sys::sync::AtomicI32;
 use io_uring::squeue::Entry;
 use side::Side;
 use std::borrow::Cow;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::Ordering;
 
 /// What the forms of an operation work on: its arguments, with copied metadata at stable addresses. Transfer progress is
 /// applied in place, so a form always sees what is left to do.
@@ -46,6 +47,11 @@ pub(crate) struct Args {
 }
 
 impl Args {
+    /// Arguments to be filled in.
+    pub fn blank() -> Args {
+        Args { addr: 0, addr2: 0, len: 0, offset: 0, offset2: 0, fd_word: AtomicI32::new(-1), arg: 0, arg2: 0, stage: 0 }
+    }
+
     #[inline(always)]
     pub fn fd(&self) -> i32 {
         self.fd_word.load(Ordering::Relaxed)
@@ -69,6 +75,20 @@ impl Args {
     #[inline(always)]
     pub fn forget_fd(&self) {
         self.fd_word.store(-1, Ordering::Relaxed);
+    }
+
+    /// Becomes equal to `other`, which has the same descriptor: others may be looking at that word.
+    pub fn take(&mut self, other: &Args) {
+        let Args { addr, addr2, len, offset, offset2, fd_word: _, arg, arg2, stage } = *other;
+        debug_assert_eq!(self.fd(), other.fd());
+        self.addr = addr;
+        self.addr2 = addr2;
+        self.len = len;
+        self.offset = offset;
+        self.offset2 = offset2;
+        self.arg = arg;
+        self.arg2 = arg2;
+        self.stage = stage;
     }
 
     pub fn copy(&self) -> Args {

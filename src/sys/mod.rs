@@ -5,6 +5,7 @@ pub(crate) mod fork;
 pub(crate) mod memory;
 pub(crate) mod ring;
 pub(crate) mod signal;
+pub(crate) mod sync;
 pub(crate) mod thread;
 
 use libc::{c_char, c_void, iovec, msghdr, sockaddr, socklen_t};
@@ -95,7 +96,6 @@ call! {
     pipe2(fds: *mut i32, flags: i32) = libc::pipe2(fds, flags);
     waitid(idtype: u32, id: u32, info: *mut libc::siginfo_t, options: i32) = libc::waitid(idtype, id, info, options);
     pidfd_open(pid: i32) = libc::syscall(libc::SYS_pidfd_open, pid, 0);
-    eventfd() = libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK);
     epoll_create() = libc::epoll_create1(libc::EPOLL_CLOEXEC);
     timerfd_create() = libc::timerfd_create(libc::CLOCK_MONOTONIC, libc::TFD_CLOEXEC | libc::TFD_NONBLOCK);
 }
@@ -196,7 +196,18 @@ pub(crate) fn timerfd_set(fd: i32, at_ns: u64) -> i64 {
     answer(i64::from(unsafe { libc::timerfd_settime(fd, libc::TFD_TIMER_ABSTIME, &spec, std::ptr::null_mut()) }))
 }
 
+#[cfg(loom)]
+pub(crate) use sync::modelled::kernel::{eventfd, eventfd_drain, eventfd_write};
+
+/// A new eventfd.
+#[cfg(not(loom))]
+pub(crate) fn eventfd() -> i64 {
+    // SAFETY: no pointers.
+    answer(i64::from(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) }))
+}
+
 /// Adds one to an eventfd. It cannot fail in a way that matters: EAGAIN means it is readable already.
+#[cfg(not(loom))]
 #[inline]
 pub(crate) fn eventfd_write(fd: i32) {
     let one: u64 = 1;
@@ -204,7 +215,8 @@ pub(crate) fn eventfd_write(fd: i32) {
     unsafe { libc::write(fd, (&raw const one).cast(), 8) };
 }
 
-/// Empties an eventfd or timerfd.
+/// Empties an eventfd.
+#[cfg(not(loom))]
 pub(crate) fn eventfd_drain(fd: i32) {
     let mut count: u64 = 0;
     // SAFETY: eight writable bytes.
