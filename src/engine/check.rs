@@ -5,6 +5,7 @@ use super::shared::Shared;
 use crate::abi::*;
 use crate::ffi;
 use crate::op::{self, OpDef, Refusal};
+use crate::sys::checkers;
 use std::sync::Arc;
 
 const LINKS: u32 = UPCALL_LINK | UPCALL_LINK_ALWAYS;
@@ -18,7 +19,7 @@ pub(crate) struct Needs {
     pub order: bool,
     /// The clock.
     pub clock: bool,
-    /// Pools.
+    /// Pools, or memory checkers that are told of buffers.
     pub buffers: bool,
 }
 
@@ -33,7 +34,7 @@ pub(crate) fn submission(ops: &[upcall_op], shared: &Arc<Shared>) -> Result<Need
         match one(operation, number + 1 == ops.len(), shared) {
             Ok(def) => {
                 needs.order |= operation.flags & ORDER != 0;
-                needs.buffers |= !operation.buffers.is_null();
+                needs.buffers |= !operation.buffers.is_null() || checkers::any();
                 needs.clock |= operation.timeout_ns != 0 || def.is(op::TIMER);
             }
             Err(refusal) => return Err(place(refusal, operation.kind, number, ops.len())),

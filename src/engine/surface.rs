@@ -11,7 +11,7 @@ use crate::driver::uring::Uring;
 use crate::ffi::fail;
 use crate::op::side::Side;
 use crate::op::{self, Args, Refusal};
-use crate::sys;
+use crate::sys::{self, checkers};
 use std::cell::UnsafeCell;
 use std::ffi::{CString, c_void};
 use std::mem::MaybeUninit;
@@ -49,6 +49,7 @@ impl Loop {
     /// Makes a loop on the backend asked for, or the best there is.
     pub fn create(wanted: &upcall_config) -> Result<Box<Loop>, Refusal> {
         config::check(wanted)?;
+        checkers::detect();
         let asked = config::backend(wanted)?;
         let mask = config::mask()?;
         let error_of = |error: i32, text: &str| Refusal { error, text: text.to_owned().into() };
@@ -218,10 +219,13 @@ impl Loop {
         let def = op::of(operation.kind as u8);
         let mut one = Accepted { op: *operation, id: 0, args: blank_args(), side: None };
         one.args.fill(operation);
-        if def.copy.is_some() || !operation.buffers.is_null() {
+        if def.copy.is_some() || !operation.buffers.is_null() || checkers::any() {
             let mut side = Box::new(Side::new());
             admit::copy_metadata(def, operation, &mut one.args, &mut side);
             admit::borrow_pool(operation, &mut side)?;
+            if checkers::any() {
+                admit::watch(def, operation, &mut side);
+            }
             one.side = Some(side);
         }
         let Some(index) = self.shared.take_foreign() else {
