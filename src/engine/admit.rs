@@ -9,7 +9,7 @@ use crate::engine::check;
 use crate::engine::descriptors::Descriptors;
 use crate::op::side::Side;
 use crate::op::{self, Args, OpDef, Refusal};
-use crate::sys;
+use crate::sys::{self, checkers};
 use std::mem::MaybeUninit;
 use std::sync::Arc;
 
@@ -23,6 +23,19 @@ pub(super) fn copy_metadata(def: &OpDef, operation: &upcall_op, args: &mut Args,
     if let Some(copy) = def.copy {
         copy(args, side, !operation.buffers.is_null());
     }
+}
+
+/// Tells memory checkers what an operation may touch. Any thread.
+pub(super) fn watch(def: &OpDef, operation: &upcall_op, side: &mut Side) {
+    let inward = def.is(op::INWARD);
+    if def.is(op::MOVES) && !def.is(op::TWO_FDS) && operation.buffers.is_null() {
+        if def.is(op::VECTOR) {
+            side.iov.iter().for_each(|part| side.watched.add_data(part.iov_base as u64, part.iov_len as u64, inward));
+        } else {
+            side.watched.add_data(operation.addr, operation.len, inward);
+        }
+    }
+    op::results(operation).into_iter().for_each(|(at, len)| side.watched.add_result(at, len));
 }
 
 /// Enters the pool an operation names. Any thread.
@@ -224,6 +237,9 @@ impl<D: Driver> Engine<D> {
                 borrow_pool(operation, side)?;
                 self.watch_pool(index);
             }
+        }
+        if checkers::any() {
+            watch(def, operation, self.core.side(index));
         }
         if def.is(op::TIMER) {
             self.core.slots[index].args.offset = at;

@@ -5,6 +5,7 @@ use super::shared::Shared;
 use crate::abi::*;
 use crate::ffi;
 use crate::op::{self, OpDef, Refusal};
+use crate::sys::checkers;
 use std::sync::Arc;
 
 const LINKS: u32 = UPCALL_LINK | UPCALL_LINK_ALWAYS;
@@ -18,7 +19,7 @@ pub(crate) struct Needs {
     pub order: bool,
     /// The clock.
     pub clock: bool,
-    /// Pools.
+    /// Pools, or memory checkers that are told of buffers.
     pub buffers: bool,
     /// Any of the optional fields.
     pub options: bool,
@@ -52,7 +53,7 @@ static PLAIN: [Plain; op::KINDS] = {
 /// Checks all of a submit.
 #[inline(always)]
 pub(crate) fn submission(ops: &[upcall_op], shared: &Arc<Shared>) -> Result<Needs, Refusal> {
-    let mut needs = Needs::default();
+    let mut needs = Needs { buffers: checkers::any(), ..Needs::default() };
     for (number, operation) in ops.iter().enumerate() {
         let plain = match PLAIN.get(operation.kind as usize) {
             Some(&plain) if !has_options(operation) => plain,

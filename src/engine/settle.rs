@@ -579,7 +579,12 @@ impl<D: Driver> Engine<D> {
                 self.recycle(index, buffer);
             }
         }
-        let (slot, side) = self.core.both(index);
+        let (slot, mut side) = self.core.both(index);
+        if let Some(side) = &mut side
+            && !side.watched.is_empty()
+        {
+            side.watched.end(transferred, result >= 0);
+        }
         if let (Some(finish), Some(side)) = (def.finish, side)
             && side.pool.is_none()
         {

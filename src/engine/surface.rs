@@ -10,7 +10,7 @@ use crate::driver::epoll::Epoll;
 use crate::driver::uring::Uring;
 use crate::ffi::fail;
 use crate::op::Refusal;
-use crate::sys;
+use crate::sys::{self, checkers};
 use std::cell::UnsafeCell;
 use std::ffi::{CString, c_void};
 use std::mem::MaybeUninit;
@@ -48,6 +48,7 @@ impl Loop {
     /// Makes a loop on the backend asked for, or the best there is.
     pub fn create(wanted: &upcall_config) -> Result<Box<Loop>, Refusal> {
         config::check(wanted)?;
+        checkers::detect();
         let asked = config::backend(wanted)?;
         let mask = config::mask()?;
         let error_of = |error: i32, text: &str| Refusal { error, text: text.to_owned().into() };

@@ -468,6 +468,25 @@ pub(crate) fn check_not_negative(number: u64, what: &'static str) -> Checked {
     }
 }
 
+/// What an operation writes besides its data, for memory checkers: addresses and room.
+pub(crate) fn results(op: &upcall_op) -> [(u64, u64); 2] {
+    let none = (0, 0);
+    let named = |at: u64, length: u64| if at == 0 { none } else { (at, side::length(length).into()) };
+    match op.kind {
+        path::UPCALL_OP_STATX => [(op.addr2, size_of::<libc::statx>() as u64), none],
+        socket::UPCALL_OP_ACCEPT | socket::UPCALL_OP_GETSOCKOPT => {
+            [named(op.addr, op.addr2), (op.addr2, size_of::<libc::socklen_t>() as u64)]
+        }
+        socket::UPCALL_OP_RECVFROM => [named(op.addr2, op.offset), none],
+        socket::UPCALL_OP_RECVMSG if op.buffers.is_null() => {
+            let msg = side::message(op.addr);
+            [(msg.msg_name as u64, msg.msg_namelen.into()), (msg.msg_control as u64, msg.msg_controllen as u64)]
+        }
+        xattr::UPCALL_OP_GETXATTR | xattr::UPCALL_OP_FGETXATTR => [(op.offset, op.len), none],
+        _ => [none; 2],
+    }
+}
+
 /// Copies two paths, or a path and a name.
 pub(crate) fn keep_paths(args: &mut Args, side: &mut Side, _: bool) {
     args.addr = side.keep_path(args.addr);

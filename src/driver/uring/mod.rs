@@ -582,7 +582,7 @@ impl Uring {
         if number >= pool.count {
             return outcome;
         }
-        let header = pool.address(number).cast::<crate::abi::upcall_msg>();
+        let header = pool.show(number).cast::<crate::abi::upcall_msg>();
         // SAFETY: a buffer of the pool, at least as long as the header the kernel has just written into it.
         let header = unsafe {
             let mut told = header.read_unaligned();
