@@ -742,6 +742,23 @@ HELPER void unlimit_descriptors(void) {
     CHECK(setrlimit(RLIMIT_NOFILE, &limit) == 0);
 }
 
+/* A new socket, close-on-exec. */
+HELPER int new_socket(int domain, int type) {
+    int fd = socket(domain, type | SOCK_CLOEXEC, 0);
+    CHECK(fd >= 0);
+    return fd;
+}
+
+/* A bound UDP socket and its address. */
+HELPER int udp_socket(struct sockaddr_in *address) {
+    int fd = new_socket(AF_INET, SOCK_DGRAM);
+    socklen_t length = sizeof *address;
+    *address = (struct sockaddr_in){.sin_family = AF_INET, .sin_addr = {htonl(INADDR_LOOPBACK)}};
+    CHECK(bind(fd, (struct sockaddr *)address, sizeof *address) == 0);
+    CHECK(getsockname(fd, (struct sockaddr *)address, &length) == 0);
+    return fd;
+}
+
 /* The threads of this process, without those the kernel makes for io_uring: they belong to the thread that had a ring. */
 HELPER int thread_count(void) {
     DIR *dir = opendir("/proc/self/task");

@@ -1460,24 +1460,6 @@ int getaddrinfo(const char *node, const char *service, const struct addrinfo *hi
     return EAI_NONAME;
 }
 
-/* Without the kernel's own workers, which a ring has. */
-static int thread_count(void) {
-    DIR *tasks = opendir("/proc/self/task");
-    int count = 0;
-    CHECK(tasks != NULL);
-    for (struct dirent *entry; (entry = readdir(tasks)) != NULL;) {
-        char path[300], name[32] = "";
-        snprintf(path, sizeof path, "/proc/self/task/%s/comm", entry->d_name);
-        FILE *file = entry->d_name[0] == '.' ? NULL : fopen(path, "r");
-        if (file == NULL)
-            continue;
-        count += fgets(name, sizeof name, file) != NULL && strncmp(name, "iou-", 4) != 0;
-        fclose(file);
-    }
-    closedir(tasks);
-    return count;
-}
-
 static upcall_loop *loop_with_workers(uint32_t workers) {
     upcall_config config = default_config();
     config.workers = workers;
