@@ -1,9 +1,11 @@
 /*
- * The owner's thread exits while other threads submit, cancel, post and stop; then the loop is freed by another thread.
+ * The owner's thread exits while other threads submit, cancel, post and stop; then the loop is freed by another thread. And
+ * two threads that become owner at the same moment.
  *
  * The invariant: what was accepted ends exactly once: completed while the owner lived, or -EOWNERDEAD, or -ECANCELED where that
  * was asked for; what comes after the owner's end is refused with -EOWNERDEAD. Every accepted post runs once. Nothing of the
- * program's is touched when the loop has been freed: neither memory, nor a byte of a stream. hazards rows 1, 3.
+ * program's is touched when the loop has been freed: neither memory, nor a byte of a stream. Of two threads one becomes owner,
+ * and callbacks run on it alone. hazards rows 1, 3.
  */
 #include "race.h"
 
@@ -134,4 +136,93 @@ RACE(exit_and_submissions) {
     oracle_free(oracle);
     oracle_check_footing(&before, 1 << 18);
     race_end("accepted", "refused");
+}
+
+/* ---- Two threads poll a loop that has no owner: one of them becomes it, and then gives the loop up again. ---- */
+
+static pthread_t whose;
+static atomic_int results[2], winners;
+static unsigned place_of[2];
+static atomic_uint told;
+
+static void on_nop(upcall_loop *where, const upcall_event *event) {
+    (void)where;
+    CHECK(event->result == 0 || !oracle->nobody_cancels);
+    CHECK(pthread_equal(whose, pthread_self()));
+    told++;
+}
+static void told_post(upcall_loop *where, void *arg) {
+    (void)arg;
+    (void)where;
+    told++;
+}
+
+/* Nothing runs before the first poll, so the winner may write down who it is between the two. */
+static void claim(unsigned me) {
+    upcall_event none;
+    int rc = upcall_reap(loop, &none, 1);
+    CHECK(rc == 0 || rc == -EPERM);
+    results[me] = rc;
+    if (rc != 0) {
+        upcall_op op = upcall_op_nop(); /* it waits in the inbox for whoever owns the loop, now or next */
+        op.callback = on_nop;
+        CHECK_EQ(oracle_submit(oracle, loop, &op, 1, NULL), 0);
+        return;
+    }
+    whose = pthread_self();
+    place_of[me] = (unsigned)winners++;
+    do
+        CHECK(upcall_poll(loop, 0) >= 0);
+    while ((rc = upcall_loop_detach(loop)) == -EBUSY);
+    CHECK_EQ(rc, 0);
+}
+
+static void claim_too(void *arg) {
+    (void)arg;
+    meet(&place, 1, 1);
+    spin(delay);
+    claim(1);
+}
+
+RACE(adopt_and_adopt) {
+    struct partner partner;
+    warm_up();
+    struct oracle_footing before = oracle_stand();
+    oracle = oracle_new();
+    oracle->nobody_cancels = true;
+    loop = new_loop();
+    partner_start(&partner, claim_too, NULL);
+    race.share = 10;
+    uint64_t due = 0;
+    while (race_on()) {
+        upcall_op op = upcall_op_nop();
+        op.callback = on_nop;
+        CHECK_EQ(oracle_submit(oracle, loop, &op, 1, NULL), 0);
+        CHECK_EQ(upcall_post(loop, told_post, NULL), 0);
+        due += 2;
+        atomic_store(&place.here[0], 0);
+        atomic_store(&place.here[1], 0);
+        delay = jitter(&edge, 1);
+        winners = 0;
+        sem_post(&partner.go);
+        meet(&place, 0, 1);
+        spin(jitter(&edge, 0));
+        claim(0);
+        wait_for(&partner.done);
+        due += 2u - (unsigned)winners;
+        CHECK(winners == 1 || winners == 2); /* one after the other */
+        bool first = results[0] == 0 && (results[1] != 0 || place_of[0] == 0);
+        race_score(first, !first);
+        steer(&edge, first, !first);
+        CHECK(told <= due);
+    }
+    partner_end(&partner);
+    whose = pthread_self();
+    oracle->nobody_cancels = false; /* what still waits in the inbox */
+    CHECK_EQ(upcall_loop_free(loop), 0);
+    CHECK_EQ(oracle->ended, oracle->accepted);
+    CHECK_EQ(told, due);
+    oracle_free(oracle);
+    oracle_check_footing(&before, 1 << 18);
+    race_end("one thread", "the other");
 }

@@ -807,9 +807,9 @@ static void tell(uint64_t begun, unsigned rounds, long first_pages, double first
     double first = (double)first_pages * (double)sysconf(_SC_PAGESIZE) / (1 << 20);
     uint64_t operations = oracle->ended, interrupted = oracle->cancelled + oracle->expired;
     printf("%6.0f s: %" PRIu64 " operations (%.0f/s), %" PRIu64 " completed, %" PRIu64 " cancelled, %" PRIu64
-           " expired; %u loops; resident %.1f MiB (%+.2f MiB/h); %d descriptors\n",
+           " expired; %u loops; heap %.0f KiB, resident %.1f MiB (%+.2f MiB/h); %d descriptors\n",
            seconds, operations, (double)operations / seconds, operations - interrupted, (uint64_t)oracle->cancelled,
-           (uint64_t)oracle->expired, rounds, mib,
+           (uint64_t)oracle->expired, rounds, (double)oracle_stand().heap / 1024, mib,
            first_pages && hours > first_hours ? (mib - first) / (hours - first_hours) : 0, open_fd_count());
     fflush(stdout);
 }
