@@ -91,7 +91,7 @@ impl<D: Driver> Engine<D> {
         mut tell: impl FnMut(usize, u64),
     ) -> Result<(), Refusal> {
         // A pool may be freed between the check and now, so with buffers nothing starts before all are admitted.
-        if needs.order || needs.buffers {
+        if needs.order || needs.whole {
             return self.admit_ordered(ops, at, needs.order, tell);
         }
         for (number, operation) in ops.iter().enumerate() {
@@ -119,6 +119,9 @@ impl<D: Driver> Engine<D> {
         ordered: bool,
         mut tell: impl FnMut(usize, u64),
     ) -> Result<(), Refusal> {
+        if ops.iter().any(|operation| op::of(operation.kind as u8).is(op::CLOSES)) {
+            self.take_in_before_close();
+        }
         let mut indexes = Vec::with_capacity(ops.len());
         for (number, operation) in ops.iter().enumerate() {
             let index = self.core.slots.take();
@@ -144,7 +147,12 @@ impl<D: Driver> Engine<D> {
     fn begin(&mut self, indexes: &[u32], ordered: bool) {
         if !ordered {
             for &index in indexes {
-                self.start(index);
+                // All are in their descriptors' lists already: a close before this one waits for it, and could not ask it.
+                let (fd, listed) = (self.core.slots[index].args.fd(), self.core.slots[index].has(bits::LISTED));
+                match listed && self.core.descriptors.is_closing(fd) {
+                    true => self.finish(index, -i64::from(libc::EBADF)),
+                    false => self.start(index),
+                }
             }
             return;
         }
@@ -445,6 +453,14 @@ impl<D: Driver> Engine<D> {
         self.arm(index, due, span);
     }
 
+    /// What other threads have submitted on a descriptor is in flight there, and a close is to know.
+    pub(super) fn take_in_before_close(&mut self) {
+        // What comes out of the inbox itself knows all that went in before.
+        if !self.taking_in {
+            self.take_in_all();
+        }
+    }
+
     /// Asks the descriptor's other operations to end; closes when they have.
     fn start_close(&mut self, index: u32) {
         let fd = self.core.slots[index].args.fd();
@@ -576,13 +592,7 @@ impl<D: Driver> Engine<D> {
 
     /// Cancels everything on a descriptor; returns how many were asked.
     pub fn cancel_fd(&mut self, fd: i32) -> i32 {
-        // A turn takes in a bounded share; here every operation counts.
-        for _ in 0..1024 {
-            if !self.core.shared.has_messages() {
-                break;
-            }
-            self.take_in();
-        }
+        self.take_in_all();
         if fd < 0 {
             return 0;
         }

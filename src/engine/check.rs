@@ -18,8 +18,8 @@ pub(crate) struct Needs {
     pub order: bool,
     /// The clock.
     pub clock: bool,
-    /// Pools.
-    pub buffers: bool,
+    /// All to be admitted before any starts: pools, closes.
+    pub whole: bool,
 }
 
 /// Checks all of a submit.
@@ -33,7 +33,7 @@ pub(crate) fn submission(ops: &[upcall_op], shared: &Arc<Shared>) -> Result<Need
         match one(operation, number + 1 == ops.len(), shared) {
             Ok(def) => {
                 needs.order |= operation.flags & ORDER != 0;
-                needs.buffers |= !operation.buffers.is_null();
+                needs.whole |= !operation.buffers.is_null() || def.is(op::CLOSES);
                 needs.clock |= operation.timeout_ns != 0 || def.is(op::TIMER);
             }
             Err(refusal) => return Err(place(refusal, operation.kind, number, ops.len())),
@@ -58,7 +58,7 @@ fn is_plain(operation: &upcall_op) -> bool {
     operation.kind == def.kind
         && operation.kind != 0
         && def.check.is_none()
-        && !def.is(op::TIMER)
+        && !def.is(op::TIMER | op::CLOSES)
         && reserved | optional == 0
 }
 
