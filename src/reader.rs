@@ -707,8 +707,7 @@ mod models {
 
     fn read_all(preemptions: usize, lanes: usize, depth: u32, blocks: u64) {
         explore_with(preemptions, move || {
-            let config =
-                upcall_reader_config { block_size: BLOCK as u32, depth, length: blocks * BLOCK, ..defaults() };
+            let config = upcall_reader_config { block_size: BLOCK as u32, depth, length: blocks * BLOCK, ..defaults() };
             let ready = Descriptor::new(sys::eventfd(), "no descriptor").expect("a descriptor");
             let fd = ready.0;
             let shared = (0..lanes).map(|_| Arc::new(Shared::new(1).expect("address space"))).collect();

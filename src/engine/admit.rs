@@ -99,7 +99,7 @@ impl<D: Driver> Engine<D> {
         self.in_flight += ops.len();
         self.tally.submitted += ops.len() as u64;
         // A pool may be freed between the check and now, so with buffers nothing starts before all are admitted.
-        if needs.order || needs.buffers {
+        if needs.order || needs.whole {
             return self.admit_ordered(ops, at, needs.order, ids);
         }
         // Two passes through one source, so that programs without options do not pay for them.
@@ -129,6 +129,9 @@ impl<D: Driver> Engine<D> {
 
     #[cold]
     fn admit_ordered(&mut self, ops: &[upcall_op], at: u64, ordered: bool, mut ids: Ids) -> Result<(), Refusal> {
+        if ops.iter().any(|operation| op::of(operation.kind as u8).is(op::CLOSES)) {
+            self.take_in_before_close();
+        }
         let mut indexes = Vec::with_capacity(ops.len());
         for (number, operation) in ops.iter().enumerate() {
             let index = self.core.slots.take();
@@ -156,7 +159,12 @@ impl<D: Driver> Engine<D> {
     fn begin(&mut self, indexes: &[u32], ordered: bool) {
         if !ordered {
             for &index in indexes {
-                self.start(index);
+                // All are in their descriptors' lists already: a close before this one waits for it, and could not ask it.
+                let (fd, listed) = (self.core.slots[index].args.fd(), self.core.slots[index].has(bits::LISTED));
+                match listed && self.core.descriptors.is_closing(fd) {
+                    true => self.finish(index, -i64::from(libc::EBADF)),
+                    false => self.start(index),
+                }
             }
             return;
         }
@@ -460,6 +468,14 @@ impl<D: Driver> Engine<D> {
         self.arm(index, due, span);
     }
 
+    /// What other threads have submitted on a descriptor is in flight there, and a close is to know.
+    pub(super) fn take_in_before_close(&mut self) {
+        // What comes out of the inbox itself knows all that went in before.
+        if !self.taking_in {
+            self.take_in_all();
+        }
+    }
+
     /// Asks the descriptor's other operations to end; closes when they have.
     fn start_close(&mut self, index: u32) {
         let fd = self.core.slots[index].args.fd();
@@ -590,7 +606,7 @@ impl<D: Driver> Engine<D> {
 
     /// Cancels everything on a descriptor; returns how many were asked.
     pub fn cancel_fd(&mut self, fd: i32) -> i32 {
-        self.take_in_everything();
+        self.take_in_all();
         if fd < 0 {
             return 0;
         }
@@ -598,19 +614,9 @@ impl<D: Driver> Engine<D> {
         self.cancel_each(found)
     }
 
-    /// A turn takes in a bounded share; where every operation counts it is all, but for senders who never stop.
-    fn take_in_everything(&mut self) {
-        for _ in 0..1024 {
-            if !self.core.shared.has_messages() {
-                break;
-            }
-            self.take_in();
-        }
-    }
-
     /// Cancels everything; returns how many were asked.
     pub fn cancel_all(&mut self) -> i32 {
-        self.take_in_everything();
+        self.take_in_all();
         let found = self.core.slots.table().ids_in_flight(None);
         // The newest first: the kernel finds it at the head of a chain that it searches (20,000: 4 s the other way).
         let found = found.into_iter().rev().map(super::slot::index_of).collect();

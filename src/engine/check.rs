@@ -19,8 +19,8 @@ pub(crate) struct Needs {
     pub order: bool,
     /// The clock.
     pub clock: bool,
-    /// Pools, or memory checkers that are told of buffers.
-    pub buffers: bool,
+    /// All to be admitted before any starts: pools, closes, memory checkers that are told of buffers.
+    pub whole: bool,
     /// Any of the optional fields.
     pub options: bool,
 }
@@ -29,7 +29,7 @@ pub(crate) struct Needs {
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 enum Plain {
-    /// No such kind, or it needs the clock: the long way.
+    /// No such kind, or one that needs more (the clock, all of its submit): the long way.
     Never,
     /// Its arguments cannot be wrong.
     Always,
@@ -42,7 +42,7 @@ static PLAIN: [Plain; op::KINDS] = {
     let mut kind = 1;
     while kind < op::KINDS {
         let def = op::of(kind as u8);
-        if def.kind != 0 && !def.is(op::TIMER) {
+        if def.kind != 0 && !def.is(op::TIMER | op::CLOSES) {
             table[kind] = if def.check.is_some() { Plain::IfChecked } else { Plain::Always };
         }
         kind += 1;
@@ -53,7 +53,7 @@ static PLAIN: [Plain; op::KINDS] = {
 /// Checks all of a submit.
 #[inline(always)]
 pub(crate) fn submission(ops: &[upcall_op], shared: &Arc<Shared>) -> Result<Needs, Refusal> {
-    let mut needs = Needs { buffers: checkers::any(), ..Needs::default() };
+    let mut needs = Needs { whole: checkers::any(), ..Needs::default() };
     for (number, operation) in ops.iter().enumerate() {
         let plain = match PLAIN.get(operation.kind as usize) {
             Some(&plain) if !has_options(operation) => plain,
@@ -64,8 +64,9 @@ pub(crate) fn submission(ops: &[upcall_op], shared: &Arc<Shared>) -> Result<Need
             Plain::IfChecked => op::of(operation.kind as u8).check.map_or(Ok(()), |check| check(operation)),
             Plain::Never => {
                 needs.order |= operation.flags & ORDER != 0;
-                needs.buffers |= !operation.buffers.is_null();
-                needs.clock |= operation.timeout_ns != 0 || op::of(operation.kind as u8).is(op::TIMER);
+                let def = op::of(operation.kind as u8);
+                needs.whole |= !operation.buffers.is_null() || def.is(op::CLOSES);
+                needs.clock |= operation.timeout_ns != 0 || def.is(op::TIMER);
                 needs.options = true;
                 one(operation, number + 1 == ops.len(), shared)
             }

@@ -356,6 +356,21 @@ fn a_dry_pool_is_waited_for() {
     assert_eq!(bench.engine.driver.started.len(), 3);
 }
 
+/// The other way is interrupted: it has not told yet.
+#[test]
+fn a_lack_of_support_is_not_told_by_an_interruption() {
+    let mut bench = Bench::new();
+    let id = bench.submit(&[bench.op(RECV, 0)])[0];
+    let index = bench.last_started();
+    bench.answer(index, -i64::from(libc::EINVAL));
+    bench.answer(index, -i64::from(libc::EINTR));
+    assert_eq!(bench.turn(), []);
+    assert_eq!((bench.engine.driver.started.len(), &bench.engine.driver.attempted), (1, &vec![index, index]));
+    bench.answer(index, 5);
+    assert_eq!(bench.turn(), [(id, 5, 5, 0)]);
+    assert_eq!(bench.engine.driver.lowered, 1);
+}
+
 #[test]
 fn a_short_transfer_severs_its_chain() {
     let mut bench = Bench::new();

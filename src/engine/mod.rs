@@ -19,6 +19,8 @@ pub(crate) mod group;
 pub(crate) mod models;
 mod outside;
 pub(crate) mod owner;
+#[cfg(all(test, not(loom), not(miri)))]
+mod property;
 pub(crate) mod seconds;
 pub(crate) mod settle;
 pub(crate) mod shared;
@@ -80,6 +82,8 @@ pub(crate) struct Engine<D: Driver> {
     /// The clock of this turn; 0: not read yet.
     clock: u64,
     pub in_turn: bool,
+    /// Messages of other threads are being taken in.
+    taking_in: bool,
     max_events: usize,
     slow_callback_ns: u64,
     spin_ns: u64,
@@ -150,6 +154,7 @@ impl<D: Driver> Engine<D> {
             early_cancels: HashSet::new(),
             clock: 0,
             in_turn: false,
+            taking_in: false,
             max_events: config.max_events as usize,
             slow_callback_ns: config.slow_callback_ns,
             spin_ns: config.spin_ns,
@@ -238,6 +243,9 @@ impl<D: Driver> Engine<D> {
     /// Follows what the end (or beginning) of a grouped operation allows.
     fn follow(&mut self, steps: Steps) {
         for index in steps.start {
+            if self.core.def(index).is(crate::op::CLOSES) {
+                self.take_in_before_close();
+            }
             if self.core.slots[index].state == slot::State::Parked {
                 self.start(index);
             }

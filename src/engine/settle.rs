@@ -156,7 +156,7 @@ impl<D: Driver> Engine<D> {
             }
             libc::EAGAIN if native => self.driver.start_by_attempt(&mut self.core, index),
             libc::EAGAIN => self.pause_by_clock(index),
-            libc::EINTR => self.driver.start(&mut self.core, index),
+            libc::EINTR => self.start_again(index),
             // Nobody asked: the kernel could not make a worker (RLIMIT_NPROC), and nothing was done.
             libc::ECANCELED if !stopping => self.driver.start_by_attempt(&mut self.core, index),
             // A refusal may be a lack of support in this kernel: the other way tells, also of one that was asked to end.
@@ -286,6 +286,11 @@ impl<D: Driver> Engine<D> {
             return self.pause(index);
         }
         self.core.slots[index].state = State::Started;
+        self.start_again(index);
+    }
+
+    /// Starts an operation once more, the way that is being tried.
+    fn start_again(&mut self, index: u32) {
         if self.core.slots[index].has(bits::RETRIED) {
             self.driver.start_by_attempt(&mut self.core, index);
         } else {

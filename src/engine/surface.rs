@@ -265,7 +265,7 @@ impl Loop {
         loop {
             let stopped = self.shared.stopped.load(Ordering::SeqCst);
             let busy = with!(self, engine => {
-                engine.take_in_all();
+                engine.look_outside();
                 engine.keeps_running()
             });
             if !stopped && !busy && !self.shared.has_messages() && self.shared.holds.load(Ordering::SeqCst) <= 0 {
@@ -379,7 +379,7 @@ impl Loop {
 
     pub fn detach(&self) -> i32 {
         let busy = with!(self, engine => {
-            engine.take_in_all();
+            engine.look_outside();
             engine.in_flight() > 0 || engine.keeps_running()
         });
         if busy || self.shared.has_messages() {
@@ -492,8 +492,8 @@ impl<D: Driver> Engine<D> {
         self.touched();
     }
 
-    /// Takes in what waits in the inbox.
-    fn take_in_all(&mut self) {
+    /// Takes in what other threads sent and gave back.
+    fn look_outside(&mut self) {
         if self.core.shared.has_messages() {
             self.take_in();
         }

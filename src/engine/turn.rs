@@ -32,8 +32,19 @@ pub(crate) enum Next {
 }
 
 impl<D: Driver> Engine<D> {
+    /// As [`Engine::take_in`], where every operation counts and not only a turn's share.
+    pub(super) fn take_in_all(&mut self) {
+        for _ in 0..1024 {
+            if !self.core.shared.has_messages() {
+                break;
+            }
+            self.take_in();
+        }
+    }
+
     /// Takes in everything that other threads sent. Starts operations and cancels; runs nothing.
     pub(super) fn take_in(&mut self) {
+        self.taking_in = true;
         // Bounded, so that senders who never stop do not hold the turn up.
         for _ in 0..4096 {
             let Some(message) = self.core.shared.next_message() else { break };
@@ -47,11 +58,12 @@ impl<D: Driver> Engine<D> {
                 Message::Returned => self.pools.iter().for_each(|pool| pool.hear()),
             }
         }
+        self.taking_in = false;
     }
 
     /// The table's last slots may all lie in this thread's list: other threads get some.
     #[inline(always)]
-    fn share_slots(&mut self) {
+    pub(super) fn share_slots(&mut self) {
         if self.core.slots.table().left() == 0 && !self.core.shared.has_foreign() {
             for _ in 0..16 {
                 let Some(index) = self.core.slots.donate() else { break };

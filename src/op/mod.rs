@@ -49,7 +49,17 @@ pub(crate) struct Args {
 impl Args {
     /// Arguments to be filled in.
     pub fn blank() -> Args {
-        Args { addr: 0, addr2: 0, len: 0, offset: 0, offset2: 0, fd_word: AtomicI32::new(-1), arg: 0, arg2: 0, stage: 0 }
+        Args {
+            addr: 0,
+            addr2: 0,
+            len: 0,
+            offset: 0,
+            offset2: 0,
+            fd_word: AtomicI32::new(-1),
+            arg: 0,
+            arg2: 0,
+            stage: 0,
+        }
     }
 
     #[inline(always)]

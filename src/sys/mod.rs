@@ -195,10 +195,23 @@ pub(crate) fn futex_wake(addr: *const u32, count: u32, mask: u32, private: u32) 
 /// CLOCK_MONOTONIC in nanoseconds.
 #[inline]
 pub(crate) fn now() -> u64 {
+    #[cfg(test)]
+    if let at @ 1.. = STOPPED.get() {
+        return at;
+    }
     let mut time = timespec(0);
     // SAFETY: `time` is writable; CLOCK_MONOTONIC always exists.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut time) };
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+#[cfg(test)]
+thread_local!(static STOPPED: std::cell::Cell<u64> = const { std::cell::Cell::new(0) });
+
+/// For tests: from now on this thread's clock shows this; 0: the time.
+#[cfg(test)]
+pub(crate) fn stop_clock(at: u64) {
+    STOPPED.set(at);
 }
 
 /// Arms a timerfd for an absolute time, or disarms it with 0.

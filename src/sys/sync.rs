@@ -12,10 +12,10 @@ pub(crate) mod modelled;
 #[cfg(not(loom))]
 mod real {
     pub(crate) use crossbeam_queue::SegQueue;
+    use std::sync::PoisonError;
     pub(crate) use std::sync::atomic::{
         AtomicBool, AtomicI32, AtomicI64, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize,
     };
-    use std::sync::PoisonError;
     pub(crate) use std::sync::{Condvar, Mutex, MutexGuard};
     pub(crate) use std::thread::{JoinHandle, yield_now};
 
