@@ -2,8 +2,8 @@
 # Prepares a Debian or Ubuntu machine: setup.sh build|test|bench
 #
 # Checks that cargo is there and new enough, and installs what else is missing with apt-get: for `build` what the library
-# and the examples need, for `test` also the second compiler, C++ and pkg-config, for `bench` liburing to compare with.
-# Does nothing where all is there.
+# and the examples need, for `test` also the second compiler with its fuzzer, C++ and pkg-config, for `bench` liburing to
+# compare with. Does nothing where all is there.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PATH:${CARGO_HOME:-$HOME/.cargo}/bin"
@@ -15,7 +15,7 @@ die() {
 
 case ${1-} in
 build) tools=(make cmake ninja cc libc ld) ;;
-test) tools=(make cmake ninja cc libc ld c++ clang pkg-config) ;;
+test) tools=(make cmake ninja cc libc ld c++ clang fuzzer pkg-config) ;;
 bench) tools=(make cmake ninja cc libc ld liburing) ;;
 *) die "usage: setup.sh build|test|bench" ;;
 esac
@@ -34,6 +34,7 @@ is_there() {
     case $1 in
     libc) echo '#include <stdlib.h>' | cc -E - >/dev/null 2>&1 ;;
     c++) echo '#include <cstdlib>' | c++ -x c++ -E - >/dev/null 2>&1 ;;
+    fuzzer) echo 'int LLVMFuzzerTestOneInput(void) { return 0; }' | clang -x c - -fsanitize=fuzzer,address -o /dev/null >/dev/null 2>&1 ;;
     liburing) echo '#include <liburing.h>' | cc -E - >/dev/null 2>&1 ;;
     *) command -v "$1" >/dev/null ;;
     esac
@@ -45,6 +46,7 @@ package_of() {
     libc) echo libc6-dev ;;
     ld) echo binutils ;;
     c++) echo g++ ;;
+    fuzzer) echo libclang-rt-dev ;;
     liburing) echo liburing-dev ;;
     *) echo "$1" ;;
     esac
