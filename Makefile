@@ -3,7 +3,7 @@
 BUILD ?= build/release
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
-.PHONY: demo test test-masks test-kernels test-races soak bench bench-quick bench-steady clean
+.PHONY: demo test test-masks test-kernels test-races fuzz soak bench bench-quick bench-steady clean
 
 demo:
 	tools/setup.sh build
@@ -30,6 +30,15 @@ test-kernels:
 	cmake -S . -B $(BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release
 	cmake --build $(BUILD) --target upcall_cargo
 	tests/kernels/run.sh $(BUILD) $(KERNELS)
+
+# Calls made from random bytes, under sanitizers, for an hour or FUZZ_SECONDS. What is found stands in build/fuzz.
+FUZZ_SECONDS ?= 3600
+fuzz:
+	tools/setup.sh test
+	tests/fuzz/build.sh build/fuzz
+	mkdir -p build/fuzz/found
+	nice build/fuzz/boundary -max_total_time=$(FUZZ_SECONDS) -len_control=0 -max_len=1024 -timeout=60 -print_final_stats=1 --report \
+		-artifact_prefix=$(CURDIR)/build/fuzz/ $(CURDIR)/build/fuzz/found $(CURDIR)/tests/fuzz/corpus
 
 # Ten million races of cancel and completion for each kind of wait, and the other races for a minute each: some hours.
 RACES ?= 10000000

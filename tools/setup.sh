@@ -2,8 +2,9 @@
 # Prepares a Debian or Ubuntu machine: setup.sh build|test|bench
 #
 # Checks that cargo is there and new enough, and installs what else is missing with apt-get: for `build` what the library
-# and the examples need, for `test` also the second compiler, C++ and pkg-config, for `bench` Python. Does nothing where all is
-# there. What the benchmarks compare with, and what draws, is welcome and not needed: what cannot be installed is left out.
+# and the examples need, for `test` also the second compiler with its fuzzer, C++ and pkg-config, for `bench` Python. Does
+# nothing where all is there. What the benchmarks compare with, and what draws, is welcome and not needed: what cannot be
+# installed is left out.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PATH:${CARGO_HOME:-$HOME/.cargo}/bin"
@@ -16,7 +17,7 @@ die() {
 welcome=()
 case ${1-} in
 build) tools=(make cmake ninja cc libc ld) ;;
-test) tools=(make cmake ninja cc libc ld c++ clang pkg-config) ;;
+test) tools=(make cmake ninja cc libc ld c++ clang fuzzer pkg-config) ;;
 bench)
     tools=(make cmake ninja cc libc ld python3)
     welcome=(c++ pkg-config liburing.h uv.h ev.h event2/event.h asio.hpp fio matplotlib)
@@ -41,6 +42,7 @@ is_there() {
     asio.hpp) echo '#include <asio/version.hpp>' | c++ -x c++ -E - >/dev/null 2>&1 ;;
     *.h) echo "#include <$1>" | cc -E - >/dev/null 2>&1 ;;
     matplotlib) /usr/bin/python3 -c 'import matplotlib' >/dev/null 2>&1 ;;
+    fuzzer) echo 'int LLVMFuzzerTestOneInput(void) { return 0; }' | clang -x c - -fsanitize=fuzzer,address -o /dev/null >/dev/null 2>&1 ;;
     *) command -v "$1" >/dev/null ;;
     esac
 }
@@ -57,6 +59,7 @@ package_of() {
     event2/event.h) echo libevent-dev ;;
     asio.hpp) echo libasio-dev ;;
     matplotlib) echo python3-matplotlib ;;
+    fuzzer) echo libclang-rt-dev ;;
     *) echo "$1" ;;
     esac
 }

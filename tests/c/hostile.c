@@ -190,6 +190,32 @@ TEST(descriptors_of_a_dropped_lent_message_are_closed) { passed_descriptors(LENT
 TEST(descriptors_of_a_dropped_lent_message_behind_a_name_are_closed) { passed_descriptors(LENT, 13); }
 TEST(descriptors_of_a_dropped_multishot_message_are_closed) { passed_descriptors(MULTISHOT, 13); }
 
+/* ---- No thread is to be had. ---- */
+
+static volatile sig_atomic_t raised;
+static void note_signal(int signo) { raised = signo; }
+
+/* What a thread of the pool would do is then done by the loop's own, which does not block the signals of writes. */
+TEST(without_threads_no_write_raises_a_signal) {
+    char path[] = "/tmp/upcall-hostile-XXXXXX", bytes[16] = "x";
+    upcall_loop *loop;
+    int fd = mkstemp(path);
+    CHECK(fd >= 0 && unlink(path) == 0);
+    struct rlimit none = {0, 0}, small = {4096, 4096};
+    signal(SIGXFSZ, note_signal);
+    /* Root has no limit of threads. */
+    CHECK(geteuid() != 0 || (setgid(54321) == 0 && setuid(54321) == 0));
+    CHECK_EQ(setrlimit(RLIMIT_NPROC, &none), 0);
+    CHECK_EQ(setrlimit(RLIMIT_FSIZE, &small), 0);
+    CHECK_EQ(upcall_loop_new(NULL, &loop), 0);
+    CHECK_EQ(complete(loop, upcall_op_pwrite(fd, bytes, sizeof bytes, 8192)).result, -EFBIG);
+    CHECK_EQ(complete(loop, upcall_op_fallocate(fd, 0, 0, 8192)).result, -EFBIG);
+    CHECK_EQ(complete(loop, upcall_op_ftruncate(fd, 8192)).result, -EFBIG);
+    CHECK_EQ(raised, 0);
+    free_loop(loop);
+    close(fd);
+}
+
 /* ---- Many. ---- */
 
 #define CROWD 250000

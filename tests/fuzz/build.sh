@@ -16,7 +16,7 @@ host=$(rustc -vV | sed -n 's/^host: //p')
 # Unstable flags of a stable compiler. Coverage as libFuzzer reads it: an 8-bit counter for each edge, and what is compared.
 coverage="-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters
     -Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares"
-env -u CARGO_BUILD_TARGET RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=address $coverage" CARGO_PROFILE_RELEASE_LTO=off \
+env -u CARGO_BUILD_TARGET -u CARGO_UNSTABLE_BUILD_STD RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=address $coverage" CARGO_PROFILE_RELEASE_LTO=off \
     CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS=true CARGO_PROFILE_RELEASE_OVERFLOW_CHECKS=true \
     cargo build --quiet --release --locked --lib --manifest-path "$root/Cargo.toml" --target-dir "$folder/cargo" --target "$host"
 sed 's/.*/FUNCTION(&)/' "$root/tests/symbols.txt" >"$folder/functions.inc"
