@@ -4,7 +4,8 @@
 //! ledger with one entry per operation, which knows the guarantees and not how they are kept.
 //!
 //! A program that fails is made smaller, printed, and written to `proptest-regressions/engine/property.txt`, from where it is
-//! run again each time. PROPTEST_CASES says how many are tried.
+//! run again each time. PROPTEST_CASES says how many are tried,
+//! PROPTEST_MAX_SHRINK_ITERS how long a smaller one is looked for.
 
 use super::core::Core;
 use super::settle::Delivery;
@@ -1063,8 +1064,6 @@ impl Drop for World {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { max_shrink_iters: 20_000, ..ProptestConfig::default() })]
-
     #[test]
     fn random_programs_keep_the_guarantees(steps in vec(step(), 1..150)) {
         let mut world = World::new();
