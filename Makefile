@@ -3,7 +3,7 @@
 BUILD ?= build/release
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
-.PHONY: demo test test-masks test-kernels test-races fuzz soak bench bench-quick bench-steady clean
+.PHONY: demo test test-masks test-kernels test-models test-races fuzz soak bench bench-quick bench-steady clean
 
 demo:
 	tools/setup.sh build
@@ -30,6 +30,15 @@ test-kernels:
 	cmake -S . -B $(BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release
 	cmake --build $(BUILD) --target upcall_cargo
 	tests/kernels/run.sh $(BUILD) $(KERNELS)
+
+# Every model of the protocols between threads, more random programs, and that each of them notices mutants of the code; then
+# what needs no kernel under Miri, where the nightly toolchain has it. An hour or so. PROPTEST_CASES=100000 for more programs.
+MODELS = build/models
+test-models:
+	RUSTFLAGS="--cfg loom" cargo test --locked --target-dir $(MODELS)/loom --profile models --lib models:: -- --include-ignored
+	PROPTEST_CASES=$(or $(PROPTEST_CASES),20000) cargo test --locked --target-dir $(MODELS)/property --profile models --lib property::
+	tests/models/mutants.py $(MODELS)
+	tests/models/miri.sh $(MODELS)/miri || test $$? = 77
 
 # Calls made from random bytes, under sanitizers, for an hour or FUZZ_SECONDS. What is found stands in build/fuzz.
 FUZZ_SECONDS ?= 3600

@@ -300,6 +300,7 @@ impl Line {
 
 /// What the reader and its lanes have in common. The order of the fields is the order of their end.
 struct Common {
+    #[allow(clippy::vec_box, reason = "a loop's address is known to its owner thread and must not change")]
     lanes: Vec<Box<Loop>>,
     file: Descriptor,
     line: Line,

@@ -4,7 +4,7 @@ use std::sync::OnceLock;
 
 /// The address of this thread's control block: unique among living threads, one instruction. A dead thread's may be reused,
 /// so owners are also forgotten by a thread-exit hook.
-#[cfg(not(loom))]
+#[cfg(not(any(loom, miri)))]
 #[inline(always)]
 pub(crate) fn pointer() -> usize {
     #[cfg(target_arch = "x86_64")]
@@ -111,6 +111,13 @@ pub(crate) fn interrupt_signal() -> i32 {
         }
         0
     })
+}
+
+/// Miri knows no inline assembly.
+#[cfg(miri)]
+pub(crate) fn pointer() -> usize {
+    thread_local!(static HERE: u8 = const { 0 });
+    HERE.with(|here| std::ptr::from_ref(here) as usize)
 }
 
 #[cfg(loom)]
