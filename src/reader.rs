@@ -20,12 +20,11 @@
 use crate::abi::*;
 use crate::engine::{self, Loop, shared::Shared};
 use crate::op::{self, Refusal};
-use crate::sys::{self, memory::Reservation};
+use crate::sys::{self, heap, memory::Reservation, thread::Thread};
 use std::collections::VecDeque;
 use std::ffi::c_void;
 use std::mem::MaybeUninit;
 use std::sync::{Arc, Mutex, MutexGuard, mpsc};
-use std::thread::JoinHandle;
 
 /// Blocks are aligned to this, and their size is a multiple of it: what O_DIRECT asks for at most on usual disks.
 const ALIGN: u64 = 4096;
@@ -278,12 +277,13 @@ unsafe impl Sync for Common {}
 /// See the module.
 pub(crate) struct Reader {
     common: Arc<Common>,
-    threads: Vec<JoinHandle<()>>,
+    threads: Vec<Thread>,
 }
 
 impl Reader {
     pub fn create(fd: i32, config: &upcall_reader_config) -> Result<Box<Reader>, Refusal> {
         check(config)?;
+        heap::ready().map_err(Refusal::no_memory)?;
         match sys::read_at_refusal(fd) {
             0 => {}
             error => {
@@ -399,13 +399,13 @@ impl Drop for Reader {
         self.common.lock().leaving = true;
         self.common.lanes.iter().for_each(|lane| lane.shared.nudge());
         for thread in self.threads.drain(..) {
-            let _ = thread.join();
+            thread.join();
         }
     }
 }
 
 /// Starts a lane's thread, and waits until the loop is its own.
-fn start(common: Arc<Common>, lane: usize) -> Result<JoinHandle<()>, Refusal> {
+fn start(common: Arc<Common>, lane: usize) -> Result<Thread, Refusal> {
     let (say, hear) = mpsc::channel();
     let run = move || {
         sys::thread::block_signals(None);
@@ -415,13 +415,11 @@ fn start(common: Arc<Common>, lane: usize) -> Result<JoinHandle<()>, Refusal> {
             common.run(lane);
         }
     };
-    let spawned =
-        sys::thread::with_signals_blocked(|| std::thread::Builder::new().name("upcall-read".to_owned()).spawn(run));
-    let thread = spawned
-        .map_err(|error| Refusal { error: error.raw_os_error().unwrap_or(libc::EAGAIN), text: "no thread".into() })?;
+    let thread =
+        Thread::spawn(c"upcall-read", run).map_err(|error| Refusal { error, text: "no thread".into() })?;
     match hear.recv() {
         Ok(Err(error)) => {
-            let _ = thread.join();
+            thread.join();
             Err(Refusal { error, text: "the ring cannot be enabled".into() })
         }
         _ => Ok(thread),

@@ -12,12 +12,12 @@
 use crate::engine::shared::Shared;
 use crate::op::{Args, Lookup};
 use crate::sys;
+use crate::sys::thread::Thread;
 use std::cell::UnsafeCell;
 use std::collections::VecDeque;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64, AtomicPtr, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, Weak};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 const IDLE: u8 = 0;
@@ -137,7 +137,7 @@ struct Queues {
 /// A thread of the crew. One that is not in the list was let go, and ends when its call has returned.
 struct Worker {
     number: u64,
-    handle: JoinHandle<()>,
+    handle: Thread,
     /// In a call that was abandoned: another thread may have its place, and when the crew ends it is let go.
     astray: bool,
 }
@@ -353,7 +353,7 @@ impl Threads {
         self.crew.pool_bell.notify_all();
         self.crew.own_bell.notify_all();
         for worker in workers.into_iter().filter(|worker| !worker.astray) {
-            let _ = worker.handle.join();
+            worker.handle.join();
         }
         self.crew.lock().ending = false;
     }
@@ -373,8 +373,8 @@ impl Crew {
     /// Starts a thread with every signal blocked from its first instruction on.
     fn spawn(self: &Arc<Self>, queues: &mut Queues, own: bool) -> bool {
         for position in (0..queues.workers.len()).rev() {
-            if queues.workers[position].handle.is_finished() {
-                let _ = queues.workers.swap_remove(position).handle.join();
+            if queues.workers[position].handle.has_ended() {
+                queues.workers.swap_remove(position);
             }
         }
         let crew = self.clone();
@@ -384,10 +384,7 @@ impl Crew {
             sys::thread::block_signals(interruptible);
             if own { crew.serve_own(number) } else { crew.serve_pool(number) }
         };
-        let name = if own { "upcall-wait" } else { "upcall-pool" };
-        let spawned =
-            sys::thread::with_signals_blocked(|| std::thread::Builder::new().name(name.to_owned()).spawn(run));
-        match spawned {
+        match Thread::spawn(if own { c"upcall-wait" } else { c"upcall-pool" }, run) {
             Ok(handle) => {
                 queues.workers.push(Worker { number, handle, astray: false });
                 queues.next_worker += 1;

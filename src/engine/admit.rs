@@ -1,6 +1,6 @@
 //! From a descriptor to a started operation, and how one is asked to end.
 
-use super::shared::Submission;
+use super::shared::{Shared, Submission};
 use super::slot::{NONE, State, bits, rung};
 use super::{Engine, Steps};
 use crate::abi::*;
@@ -9,7 +9,7 @@ use crate::engine::check;
 use crate::engine::descriptors::Descriptors;
 use crate::op::side::Side;
 use crate::op::{self, Args, OpDef, Refusal};
-use crate::sys;
+use crate::sys::{self, heap};
 use std::mem::MaybeUninit;
 use std::sync::Arc;
 
@@ -17,6 +17,19 @@ use std::sync::Arc;
 /// thread's system call, and a cancel can miss a request that is between two states in the kernel.
 const NAG_THREAD_NS: u64 = 5_000_000;
 const NAG_KERNEL_NS: u64 = 500_000_000;
+
+/// So many operations of one submit can be copied without asking for memory again: paths and vectors take some 20 KiB each,
+/// values of setxattr and setsockopt up to 64.
+const FEW: usize = 8;
+
+/// Why there are not as many free slots as a submit needs.
+#[cold]
+pub(super) fn no_slots(shared: &Shared) -> Refusal {
+    match shared.table.left() {
+        0 => Refusal { error: libc::EAGAIN, text: "config.max_operations are in flight".into() },
+        _ => Refusal::no_memory(libc::ENOMEM),
+    }
+}
 
 /// Copies what an operation's pointers to const name. Any thread.
 pub(super) fn copy_metadata(def: &OpDef, operation: &upcall_op, args: &mut Args, side: &mut Side) {
@@ -68,7 +81,7 @@ impl<D: Driver> Engine<D> {
         let needs = check::submission(ops, &self.core.shared)?;
         let enough = ops.len() <= u32::MAX as usize && self.ensure_slots(ops.len() as u32);
         if !enough {
-            return Err(Refusal { error: libc::EAGAIN, text: "config.max_operations are in flight".into() });
+            return Err(no_slots(&self.core.shared));
         }
         let at = if needs.clock { sys::now() } else { 0 };
         self.in_flight += ops.len();
@@ -90,8 +103,9 @@ impl<D: Driver> Engine<D> {
         needs: check::Needs,
         mut tell: impl FnMut(usize, u64),
     ) -> Result<(), Refusal> {
-        // A pool may be freed between the check and now, so with buffers nothing starts before all are admitted.
-        if needs.order || needs.buffers {
+        // A pool may be freed between the check and now, so with buffers nothing starts before all are admitted. Neither where
+        // there are so many copies that there may be no memory for the last ones.
+        if needs.order || needs.buffers || (needs.copies && ops.len() > FEW) {
             return self.admit_ordered(ops, at, needs.order, tell);
         }
         for (number, operation) in ops.iter().enumerate() {
@@ -126,7 +140,12 @@ impl<D: Driver> Engine<D> {
             tell(number, self.core.slots.open(index));
             let def = op::of(operation.kind as u8);
             self.fill(index, operation, def, State::Free);
-            let admitted = self.fill_more(index, operation, def, at, ordered);
+            let admitted = heap::ready().map_err(Refusal::no_memory).and_then(|()| {
+                if ordered {
+                    self.core.side(index);
+                }
+                self.fill_more(index, operation, def, at, ordered)
+            });
             indexes.push(index);
             if let Err(refusal) = admitted {
                 // Those that were not reached do not count either.

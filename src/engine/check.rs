@@ -5,6 +5,7 @@ use super::shared::Shared;
 use crate::abi::*;
 use crate::ffi;
 use crate::op::{self, OpDef, Refusal};
+use crate::sys::heap;
 use std::sync::Arc;
 
 const LINKS: u32 = UPCALL_LINK | UPCALL_LINK_ALWAYS;
@@ -20,6 +21,8 @@ pub(crate) struct Needs {
     pub clock: bool,
     /// Pools.
     pub buffers: bool,
+    /// Room for copies.
+    pub copies: bool,
 }
 
 /// Checks all of a submit.
@@ -34,6 +37,7 @@ pub(crate) fn submission(ops: &[upcall_op], shared: &Arc<Shared>) -> Result<Need
             Ok(def) => {
                 needs.order |= operation.flags & ORDER != 0;
                 needs.buffers |= !operation.buffers.is_null();
+                needs.copies |= def.copy.is_some();
                 needs.clock |= operation.timeout_ns != 0 || def.is(op::TIMER);
             }
             Err(refusal) => return Err(place(refusal, operation.kind, number, ops.len())),
@@ -45,6 +49,9 @@ pub(crate) fn submission(ops: &[upcall_op], shared: &Arc<Shared>) -> Result<Need
 /// "op 3 of 4: recv: buf is NULL but len is 4096".
 #[cold]
 fn place(refusal: Refusal, kind: upcall_kind, number: usize, count: usize) -> Refusal {
+    if refusal.error == libc::ENOMEM {
+        return refusal;
+    }
     let text = format!("op {} of {count}: {}: {}", number + 1, ffi::kind_name(kind), refusal.text);
     Refusal { error: refusal.error, text: text.into() }
 }
@@ -64,6 +71,8 @@ fn is_plain(operation: &upcall_op) -> bool {
 
 #[inline(never)]
 fn one(operation: &upcall_op, last: bool, shared: &Arc<Shared>) -> Result<&'static OpDef, Refusal> {
+    // Those that need no second look need no memory to be accepted.
+    heap::ready().map_err(Refusal::no_memory)?;
     let Some(def) = op::find(operation.kind) else {
         return Err(refusal(format!("kind {} is not an operation", operation.kind)));
     };

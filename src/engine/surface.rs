@@ -11,7 +11,7 @@ use crate::driver::uring::Uring;
 use crate::ffi::fail;
 use crate::op::side::Side;
 use crate::op::{self, Args, Refusal};
-use crate::sys;
+use crate::sys::{self, heap};
 use std::cell::UnsafeCell;
 use std::ffi::{CString, c_void};
 use std::mem::MaybeUninit;
@@ -48,6 +48,7 @@ macro_rules! with {
 impl Loop {
     /// Makes a loop on the backend asked for, or the best there is.
     pub fn create(wanted: &upcall_config) -> Result<Box<Loop>, Refusal> {
+        heap::ready().map_err(Refusal::no_memory)?;
         config::check(wanted)?;
         let asked = config::backend(wanted)?;
         let mask = config::mask()?;
@@ -185,6 +186,10 @@ impl Loop {
             Err(refusal) => return refused(refusal.error, &refusal.text),
         };
         let at = if needs.clock { sys::now() } else { 0 };
+        let most = size_of::<Accepted>() + if needs.copies || needs.buffers { size_of::<Side>() } else { 0 };
+        if let Err(error) = heap::ready_for(ops.len() * most) {
+            return refused(error, "upcall_submit: no memory");
+        }
         let mut accepted = Vec::with_capacity(ops.len());
         for operation in ops {
             match self.accept(operation) {
@@ -219,6 +224,7 @@ impl Loop {
         let mut one = Accepted { op: *operation, id: 0, args: blank_args(), side: None };
         one.args.fill(operation);
         if def.copy.is_some() || !operation.buffers.is_null() {
+            heap::ready().map_err(Refusal::no_memory)?;
             let mut side = Box::new(Side::new());
             admit::copy_metadata(def, operation, &mut one.args, &mut side);
             admit::borrow_pool(operation, &mut side)?;
@@ -226,7 +232,7 @@ impl Loop {
         }
         let Some(index) = self.shared.take_foreign() else {
             self.leave_pool(&mut one);
-            return Err(Refusal { error: libc::EAGAIN, text: "config.max_operations are in flight".into() });
+            return Err(admit::no_slots(&self.shared));
         };
         one.id = self.shared.table.open_foreign(index, operation.fd);
         Ok(one)
@@ -299,6 +305,9 @@ impl Loop {
     }
 
     pub fn post(&self, function: unsafe extern "C-unwind" fn(*mut upcall_loop, *mut c_void), arg: *mut c_void) -> i32 {
+        if let Err(error) = heap::ready() {
+            return refused(error, "upcall_post: no memory");
+        }
         let Some(_entered) = self.shared.enter() else {
             return refused(libc::ESHUTDOWN, "upcall_post: the loop is closing or closed");
         };
@@ -469,7 +478,7 @@ impl Loop {
         if busy || self.shared.has_messages() {
             return refused(libc::EBUSY, "upcall_loop_detach: operations or posts are in flight");
         }
-        let released = with!(self, engine => engine.driver.release(&mut engine.core));
+        let released = heap::ready().and_then(|()| with!(self, engine => engine.driver.release(&mut engine.core)));
         if let Err(error) = released {
             return refused(error, "upcall_loop_detach: no new ring");
         }
@@ -479,13 +488,16 @@ impl Loop {
     }
 
     pub fn fd(&self) -> i32 {
-        match with!(self, engine => engine.embed()) {
+        match heap::ready().and_then(|()| with!(self, engine => engine.embed())) {
             Ok(fd) => fd,
             Err(error) => refused(error, "upcall_fd: no descriptor"),
         }
     }
 
     pub fn register_buffers(&self, parts: &[libc::iovec]) -> i32 {
+        if let Err(error) = heap::ready() {
+            return refused(error, "upcall_register_buffers: no memory");
+        }
         match with!(self, engine => engine.register_buffers(parts)) {
             0 => 0,
             error => refused(-error, "upcall_register_buffers: buffers are registered already"),

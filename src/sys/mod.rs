@@ -2,6 +2,7 @@
 //! and without `errno`. One function, one system call, no policy, except for the few questions about descriptors below.
 
 pub(crate) mod fork;
+pub(crate) mod heap;
 pub(crate) mod memory;
 pub(crate) mod ring;
 pub(crate) mod signal;
@@ -196,19 +197,28 @@ pub(crate) fn timerfd_set(fd: i32, at_ns: u64) -> i64 {
     answer(i64::from(unsafe { libc::timerfd_settime(fd, libc::TFD_TIMER_ABSTIME, &spec, std::ptr::null_mut()) }))
 }
 
-/// Adds one to an eventfd. It cannot fail in a way that matters: EAGAIN means it is readable already.
+/// Adds one to an eventfd. A wake-up must not be lost, and nothing but being full makes this fail for good, so it is tried
+/// again. Async-signal-safe.
 #[inline]
 pub(crate) fn eventfd_write(fd: i32) {
     let one: u64 = 1;
-    // SAFETY: eight readable bytes.
-    unsafe { libc::write(fd, (&raw const one).cast(), 8) };
+    for _ in 0..3 {
+        // SAFETY: eight readable bytes.
+        if unsafe { libc::write(fd, (&raw const one).cast(), 8) } == 8 {
+            break;
+        }
+    }
 }
 
 /// Empties an eventfd or timerfd.
 pub(crate) fn eventfd_drain(fd: i32) {
     let mut count: u64 = 0;
-    // SAFETY: eight writable bytes.
-    unsafe { libc::read(fd, (&raw mut count).cast(), 8) };
+    for _ in 0..3 {
+        // SAFETY: eight writable bytes.
+        if unsafe { libc::read(fd, (&raw mut count).cast(), 8) } == 8 || errno() == libc::EAGAIN {
+            break;
+        }
+    }
 }
 
 // Questions about descriptors.

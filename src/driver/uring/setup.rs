@@ -92,7 +92,7 @@ fn make_rung(entries: u32, rung: Rung, mask: &Mask) -> Result<Made, Denied> {
                 if tries > 3 {
                     entries /= 2;
                 } else {
-                    std::thread::sleep(std::time::Duration::from_millis(10));
+                    sys::thread::pause(10_000_000);
                 }
             }
             Err(error) => return Err(denied("io_uring_setup", &error)),
