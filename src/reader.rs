@@ -130,6 +130,8 @@ struct State {
     /// Lanes that wait for something to do, and were not woken yet.
     idle: [bool; LANES],
     leaving: bool,
+    /// Whether the lanes' loops are their threads' own.
+    owned: [Option<Result<(), i32>>; LANES],
 }
 
 impl State {
@@ -151,6 +153,7 @@ impl State {
             readable: false,
             idle: [false; LANES],
             leaving: false,
+            owned: [None; LANES],
         }
     }
 
@@ -263,6 +266,8 @@ struct Common {
     lanes: Vec<Lane>,
     file: Descriptor,
     state: Mutex<State>,
+    /// A lane's thread has begun.
+    begun: Condvar,
     ready: i32,
     block_size: usize,
     memory: Reservation,
@@ -323,6 +328,7 @@ impl Reader {
             file,
             ready: ready.0,
             state: Mutex::new(State::new(config, ready)),
+            begun: Condvar::new(),
             block_size,
             memory,
         });
@@ -406,23 +412,29 @@ impl Drop for Reader {
 
 /// Starts a lane's thread, and waits until the loop is its own.
 fn start(common: Arc<Common>, lane: usize) -> Result<Thread, Refusal> {
-    let (say, hear) = mpsc::channel();
+    let ours = common.clone();
     let run = move || {
         sys::thread::block_signals(None);
         let owned = common.lanes[lane].engine.own();
-        let _ = say.send(owned);
+        common.lock().owned[lane] = Some(owned);
+        common.begun.notify_one();
         if owned.is_ok() {
             common.run(lane);
         }
     };
     let thread =
         Thread::spawn(c"upcall-read", run).map_err(|error| Refusal { error, text: "no thread".into() })?;
-    match hear.recv() {
-        Ok(Err(error)) => {
-            thread.join();
-            Err(Refusal { error, text: "the ring cannot be enabled".into() })
+    let mut state = ours.lock();
+    loop {
+        match state.owned[lane] {
+            None => state = ours.begun.wait(state).unwrap_or_else(|poison| poison.into_inner()),
+            Some(Ok(())) => return Ok(thread),
+            Some(Err(error)) => {
+                drop(state);
+                thread.join();
+                return Err(Refusal { error, text: "the ring cannot be enabled".into() });
+            }
         }
-        _ => Ok(thread),
     }
 }
 

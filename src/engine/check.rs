@@ -5,7 +5,6 @@ use super::shared::Shared;
 use crate::abi::*;
 use crate::ffi;
 use crate::op::{self, OpDef, Refusal};
-use crate::sys::heap;
 use std::sync::Arc;
 
 const LINKS: u32 = UPCALL_LINK | UPCALL_LINK_ALWAYS;
@@ -21,8 +20,8 @@ pub(crate) struct Needs {
     pub clock: bool,
     /// Pools.
     pub buffers: bool,
-    /// Room for copies.
-    pub copies: bool,
+    /// Any of the optional fields.
+    pub options: bool,
 }
 
 /// Checks all of a submit.
@@ -30,20 +29,32 @@ pub(crate) struct Needs {
 pub(crate) fn submission(ops: &[upcall_op], shared: &Arc<Shared>) -> Result<Needs, Refusal> {
     let mut needs = Needs::default();
     for (number, operation) in ops.iter().enumerate() {
-        if is_plain(operation) {
-            continue;
-        }
-        match one(operation, number + 1 == ops.len(), shared) {
-            Ok(def) => {
+        let def = op::of(operation.kind as u8);
+        let checked =
+            if has_options(operation) || operation.kind != def.kind || operation.kind == 0 || def.is(op::TIMER) {
                 needs.order |= operation.flags & ORDER != 0;
                 needs.buffers |= !operation.buffers.is_null();
-                needs.copies |= def.copy.is_some();
                 needs.clock |= operation.timeout_ns != 0 || def.is(op::TIMER);
-            }
-            Err(refusal) => return Err(place(refusal, operation.kind, number, ops.len())),
+                needs.options = true;
+                one(operation, number + 1 == ops.len(), shared)
+            } else if let Some(check) = def.check {
+                check(operation)
+            } else {
+                continue;
+            };
+        if let Err(refusal) = checked {
+            return Err(place(refusal, operation.kind, number, ops.len()));
         }
     }
     Ok(needs)
+}
+
+/// Anything but its kind and arguments.
+#[inline(always)]
+fn has_options(operation: &upcall_op) -> bool {
+    let reserved = operation.reserved[0] | operation.reserved[1] | operation.reserved[2] | operation.reserved[3];
+    let others = operation.timeout_ns | operation.buffers as u64 | u64::from(operation.flags | operation.lend_max);
+    reserved | others != 0
 }
 
 /// "op 3 of 4: recv: buf is NULL but len is 4096".
@@ -56,35 +67,13 @@ fn place(refusal: Refusal, kind: upcall_kind, number: usize, count: usize) -> Re
     Refusal { error: refusal.error, text: text.into() }
 }
 
-/// A known kind whose arguments cannot be wrong, and nothing optional: no need to look further.
-#[inline(always)]
-fn is_plain(operation: &upcall_op) -> bool {
-    let def = op::of(operation.kind as u8);
-    let reserved = operation.reserved[0] | operation.reserved[1] | operation.reserved[2] | operation.reserved[3];
-    let optional = operation.timeout_ns | operation.buffers as u64 | u64::from(operation.flags | operation.lend_max);
-    operation.kind == def.kind
-        && operation.kind != 0
-        && def.check.is_none()
-        && !def.is(op::TIMER)
-        && reserved | optional == 0
-}
-
 #[inline(never)]
-fn one(operation: &upcall_op, last: bool, shared: &Arc<Shared>) -> Result<&'static OpDef, Refusal> {
-    // Those that need no second look need no memory to be accepted.
-    heap::ready().map_err(Refusal::no_memory)?;
+fn one(operation: &upcall_op, last: bool, shared: &Arc<Shared>) -> Result<(), Refusal> {
     let Some(def) = op::find(operation.kind) else {
         return Err(refusal(format!("kind {} is not an operation", operation.kind)));
     };
-    let special = operation.flags | operation.lend_max;
-    let reserved = operation.reserved[0] | operation.reserved[1] | operation.reserved[2] | operation.reserved[3];
-    if special != 0 || reserved != 0 || !operation.buffers.is_null() {
-        options(operation, def, last, shared)?;
-    }
-    if let Some(check) = def.check {
-        check(operation)?;
-    }
-    Ok(def)
+    options(operation, def, last, shared)?;
+    def.check.map_or(Ok(()), |check| check(operation))
 }
 
 #[cold]

@@ -34,7 +34,7 @@ use core::Core;
 use embed::Embed;
 use group::{Group, Steps};
 use signals::Signals;
-use slot::NONE;
+use slot::{NONE, rung};
 use std::collections::VecDeque;
 use std::ffi::c_void;
 use std::sync::Arc;
@@ -89,8 +89,8 @@ pub(crate) struct Engine<D: Driver> {
 #[derive(Default)]
 struct Tally {
     submitted: u64,
-    /// Native operations that completed.
-    quick: u64,
+    /// Operations that ended the short way, by their [rung](slot::rung).
+    ended: [u64; 8],
     callbacks: u64,
 }
 
@@ -101,8 +101,12 @@ impl<D: Driver> Engine<D> {
         let tally = std::mem::take(&mut self.tally);
         let counters = &self.core.shared.counters;
         counters.submitted.add(tally.submitted);
-        counters.completed.add(tally.quick);
-        counters.native.add(tally.quick);
+        let (all, native) = (tally.ended.iter().sum::<u64>(), tally.ended[usize::from(rung::NATIVE)]);
+        let pool = tally.ended[usize::from(rung::POOL)] + tally.ended[usize::from(rung::OWN)];
+        counters.completed.add(all);
+        counters.native.add(native);
+        counters.pool.add(pool);
+        counters.emulated.add(all - native - pool);
         counters.callbacks.add(tally.callbacks);
     }
 

@@ -1,6 +1,6 @@
 //! From an outcome to an event, or to the next step of an operation that goes on.
 
-use super::slot::{NONE, State, bits, rung};
+use super::slot::{NONE, Slot, State, bits, rung};
 use super::{Engine, Steps};
 use crate::abi::*;
 use crate::driver::{Driver, Outcome};
@@ -30,6 +30,19 @@ impl Delivery {
             reserved: [0; 2],
         },
     };
+
+    /// The only event of an operation that succeeded, field by field: moving it around costs more than making it.
+    #[inline(always)]
+    pub(super) fn set_plain(&mut self, slot: &Slot, result: i64) {
+        self.callback = slot.callback;
+        self.event.id = slot.id();
+        self.event.user = slot.user;
+        self.event.result = result;
+        self.event.transferred = if slot.has(bits::MOVES) { result as u64 } else { 0 };
+        self.event.buffer = std::ptr::null_mut();
+        self.event.flags = 0;
+        self.event.kind = u32::from(slot.kind);
+    }
 }
 
 /// The first pause of an operation that must try again, and the longest.
@@ -38,33 +51,19 @@ const BACKOFF_MAX_NS: u64 = 50_000_000;
 const IMPATIENT_MAX_NS: u64 = 20_000_000;
 
 impl<D: Driver> Engine<D> {
-    /// What an outcome means: an event in `out` (true), or nothing yet. The event is written field by field where it is
-    /// handed out from; moving it around costs more than making it.
+    /// What an outcome means: an event in `out` (true), or nothing yet.
     #[inline(always)]
     pub(super) fn settle(&mut self, outcome: Outcome, out: &mut Delivery) -> bool {
         let index = outcome.index;
         let slot = &self.core.slots[index];
-        let quick = outcome.is_quick();
-        if quick || slot.bits & bits::SLOW == 0 && outcome.result >= 0 && outcome.is_plain() {
-            out.callback = slot.callback;
-            out.event.id = slot.id();
-            out.event.user = slot.user;
-            out.event.result = outcome.result;
-            out.event.transferred = if slot.has(bits::MOVES) { outcome.result as u64 } else { 0 };
-            out.event.buffer = std::ptr::null_mut();
-            out.event.flags = 0;
-            out.event.kind = u32::from(slot.kind);
-            if quick {
-                self.tally.quick += 1;
-                self.in_flight -= 1;
-                self.core.slots[index].state = State::Free;
-                if self.core.slots.shut(index) {
-                    self.core.slots.put_back(index);
-                }
-                return true;
+        if slot.bits & bits::SLOW == 0 && outcome.result >= 0 && outcome.is_plain() {
+            out.set_plain(slot, outcome.result);
+            if slot.concerns_few() {
+                self.leave_quickly(index);
+            } else {
+                self.core.counters().completed.add(1);
+                self.leave(index);
             }
-            self.core.counters().completed.add(1);
-            self.leave(index);
             return true;
         }
         self.settle_into(outcome, out)
@@ -645,6 +644,23 @@ impl<D: Driver> Engine<D> {
         Some(steps)
     }
 
+    /// [`Engine::leave`] for one that completed and [concerns few](super::slot::Slot::concerns_few).
+    #[inline(always)]
+    pub(super) fn leave_quickly(&mut self, index: u32) {
+        let slot = &mut self.core.slots[index];
+        self.tally.ended[usize::from(slot.rung) % 8] += 1;
+        slot.state = State::Free;
+        let listed = slot.has(bits::LISTED);
+        let reusable = slot.shut();
+        if listed && let Some(fd) = self.core.unlist(index) {
+            self.note_closer(fd);
+        }
+        if reusable {
+            self.core.slots.put_back(index);
+        }
+        self.in_flight -= 1;
+    }
+
     /// Frees everything an operation had. Its id is stale from here on.
     pub(super) fn leave(&mut self, index: u32) {
         let slot = &self.core.slots[index];
@@ -665,7 +681,7 @@ impl<D: Driver> Engine<D> {
         self.in_flight -= 1;
         let slot = &mut self.core.slots[index];
         slot.state = State::Free;
-        let reusable = self.core.slots.shut(index);
+        let reusable = slot.shut();
         if set & bits::FOREIGN != 0 {
             if reusable {
                 self.core.shared.put_back_foreign(index);

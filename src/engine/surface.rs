@@ -181,15 +181,14 @@ impl Loop {
         let Some(_entered) = self.shared.enter() else {
             return refused(libc::ESHUTDOWN, "upcall_submit: the loop is closing or closed");
         };
+        if let Err(error) = heap::ready_for(ops.len().saturating_mul(size_of::<Accepted>() + size_of::<Side>())) {
+            return refused(error, "upcall_submit: no memory");
+        }
         let needs = match check::submission(ops, &self.shared) {
             Ok(needs) => needs,
             Err(refusal) => return refused(refusal.error, &refusal.text),
         };
         let at = if needs.clock { sys::now() } else { 0 };
-        let most = size_of::<Accepted>() + if needs.copies || needs.buffers { size_of::<Side>() } else { 0 };
-        if let Err(error) = heap::ready_for(ops.len() * most) {
-            return refused(error, "upcall_submit: no memory");
-        }
         let mut accepted = Vec::with_capacity(ops.len());
         for operation in ops {
             match self.accept(operation) {
@@ -430,9 +429,14 @@ impl Loop {
                 if let Err(error) = self.own() {
                     return -error;
                 }
-                let closed = self.close(-1);
-                if closed < 0 {
-                    return closed;
+                // A turn that failed (no memory in the kernel …) may succeed the next time; what is in flight has to end.
+                let mut tries = 0;
+                while let closed @ ..0 = self.close(-1) {
+                    tries += 1;
+                    if tries == 1000 {
+                        return closed;
+                    }
+                    sys::thread::pause(1_000_000);
                 }
             }
         }

@@ -146,17 +146,20 @@ pub(crate) fn interrupted_after<T>(ns: u64, call: impl FnOnce() -> T) -> T {
         event.sigev_notify = libc::SIGEV_THREAD_ID;
         event.sigev_signo = interrupt_signal();
         event.sigev_notify_thread_id = id();
-        let mut timer: libc::timer_t = std::ptr::null_mut();
-        let made = event.sigev_signo != 0 && libc::timer_create(libc::CLOCK_MONOTONIC, &mut event, &mut timer) == 0;
-        if made {
-            let period = super::timespec(ns);
-            let spec = libc::itimerspec { it_interval: period, it_value: period };
-            libc::timer_settime(timer, 0, &spec, std::ptr::null_mut());
+        if event.sigev_signo == 0 {
+            return call();
         }
-        let result = call();
-        if made {
-            libc::timer_delete(timer);
+        let mut timer: libc::timer_t = null_mut();
+        if libc::timer_create(libc::CLOCK_MONOTONIC, &mut event, &mut timer) != 0 {
+            return -i64::from(libc::EAGAIN);
         }
+        let period = super::timespec(ns);
+        let spec = libc::itimerspec { it_interval: period, it_value: period };
+        let result = match libc::timer_settime(timer, 0, &spec, null_mut()) {
+            0 => call(),
+            _ => -i64::from(libc::EAGAIN),
+        };
+        libc::timer_delete(timer);
         result
     }
 }

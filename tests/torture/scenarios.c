@@ -113,7 +113,7 @@ static bool lasts(void) {
 
 /* What a call that was refused may answer. */
 static bool is_refusal(int64_t rc) {
-    return control->injected && rc < 0 && rc > -4096 && rc != -EINTR && rc != -EINPROGRESS && rc != -EDEADLK;
+    return control->injected && rc < 0 && rc > -4096 && rc != -EINPROGRESS && rc != -EDEADLK;
 }
 
 static void on_event(upcall_loop *loop, const upcall_event *event) {
@@ -214,7 +214,7 @@ static int refusals;
 static int turn(upcall_loop *loop, int64_t ns) {
     int rc = upcall_poll(loop, ns);
     if (rc < 0) {
-        if (!is_refusal(rc) || ++refusals > TRIES)
+        if (!is_refusal(rc) || rc == -EINTR || rc == -EAGAIN || ++refusals > TRIES)
             broken(__FILE__, __LINE__, "upcall_poll: %d: %s", rc, upcall_last_error());
     }
     return rc;
@@ -345,24 +345,18 @@ static void close_pair(const int fds[2]) {
 
 static const char *directory(void) {
     static char path[64];
-    snprintf(path, sizeof path, "/tmp/upcall-torture-%ld", (long)getppid());
-    mkdir(path, 0700);
-    snprintf(path, sizeof path, "/tmp/upcall-torture-%ld/%ld", (long)getppid(), (long)getpid());
+    snprintf(path, sizeof path, "/tmp/upcall-torture-%ld", (long)getpid());
     mkdir(path, 0700);
     return path;
 }
 
 /* Whatever of the scenario's is left in its directory. */
 static void clean_directory(int dir, const char *const *names, size_t count) {
-    char path[64];
     for (size_t i = 0; i < count; i++)
         if (unlinkat(dir, names[i], 0) != 0)
             unlinkat(dir, names[i], AT_REMOVEDIR);
     close(dir);
-    snprintf(path, sizeof path, "/tmp/upcall-torture-%ld/%ld", (long)getppid(), (long)getpid());
-    MUST(rmdir(path) == 0);
-    snprintf(path, sizeof path, "/tmp/upcall-torture-%ld", (long)getppid());
-    rmdir(path);
+    MUST(rmdir(directory()) == 0);
 }
 
 static int temp_file(size_t size) {

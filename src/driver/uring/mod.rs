@@ -22,10 +22,10 @@ use super::{Cancel, Driver, Outcome, Until};
 use crate::abi::{UPCALL_EMULATED, UPCALL_NATIVE, UPCALL_UNSUPPORTED};
 use crate::engine::buffers::Pool;
 use crate::engine::core::Core;
-use crate::engine::descriptors::Class;
+use crate::engine::descriptors::{Class, Descriptors};
 use crate::engine::shared::Shared;
-use crate::engine::slot::{self, NONE_INDEX, bits, rung};
-use crate::op::{self, Decision, KINDS, Lending, RingForm};
+use crate::engine::slot::{self, NONE_INDEX, Slot, bits, rung};
+use crate::op::{self, Decision, KINDS, Lending, OpDef, RingForm};
 use crate::sys;
 use crate::sys::ring::{self as calls};
 use groups::Groups;
@@ -56,8 +56,9 @@ pub(crate) struct Uring {
     /// Requests of operations that the kernel holds.
     in_kernel: usize,
     native: [bool; KINDS],
-    /// The forms of native kinds that need no second look.
+    /// The forms of native kinds that need no second look, and of those that need none on what is known to be a file.
     forms: [Option<RingForm>; KINDS],
+    file_forms: [Option<RingForm>; KINDS],
     /// Sends without copying work here.
     zerocopy: bool,
     /// A multishot recv may fill several buffers per completion.
@@ -106,6 +107,7 @@ impl Uring {
             in_kernel: 0,
             native: [false; KINDS],
             forms: [None; KINDS],
+            file_forms: [None; KINDS],
             bundles: made.ring.params().is_feature_recvsend_bundle() && !mask.has(Feature::Bundles),
             bundle: VecDeque::new(),
             zerocopy: made.probe.is_supported(opcode::SendZc::CODE)
@@ -131,8 +133,9 @@ impl Uring {
         for def in op::all() {
             let native = def.opcode.is_some_and(|code| made.probe.is_supported(code)) && !driver.mask.hides(def.kind);
             driver.native[def.kind as usize] = native;
-            if native && !def.is(op::POSITIONAL | op::PIPE_SIGNAL | op::NARROW) && !driver.mask.refuses(def.kind) {
-                driver.forms[def.kind as usize] = def.ring;
+            if native && !def.is(op::PIPE_SIGNAL | op::NARROW) && !driver.mask.refuses(def.kind) {
+                let forms = if def.is(op::POSITIONAL) { &mut driver.file_forms } else { &mut driver.forms };
+                forms[def.kind as usize] = def.ring;
             }
         }
         driver.settle_in();
@@ -274,7 +277,7 @@ impl Uring {
             return true;
         }
         // A direct read or write that goes on after the request was taken does not move the file's position (6.18).
-        if def.is(op::CURSOR) && core.descriptors.class(fd) == Class::File && sys::is_direct_file(fd) {
+        if def.is(op::CURSOR) && core.descriptors.class(fd) == Class::File && core.descriptors.is_direct_file(fd) {
             return false;
         }
         // A pipe that was spliced is polled before it is written to, also for nothing (6.18).
@@ -446,9 +449,7 @@ impl Uring {
         let slot = &core.slots[index];
         if slot.bits & bits::SLOW == 0 && flags == 0 && entry.result >= 0 && slot.rung == rung::NATIVE {
             self.in_kernel -= 1;
-            let result = i64::from(entry.result);
-            let quick = slot.bits & !bits::QUICK == 0;
-            return if quick { Outcome::quick(index, result) } else { Outcome::done(index, result) };
+            return Outcome::done(index, i64::from(entry.result));
         }
         self.translate_slowly(core, index, entry)
     }
@@ -670,16 +671,25 @@ impl Driver for Uring {
     }
 
     #[inline(always)]
-    fn start_plain(&mut self, core: &mut Core, index: u32, kind: u8, id: u64) {
-        match self.forms[usize::from(kind) % KINDS] {
-            Some(form) if self.queues.has_room() => {
-                let slot = &mut core.slots[index];
-                form(&slot.args, self.queues.blank());
-                slot.next = self.queues.queue(id);
-                self.in_kernel += 1;
-            }
-            _ => self.start(core, index),
+    fn start_plain(&mut self, descriptors: &mut Descriptors, slot: &mut Slot, def: &OpDef, id: u64) -> bool {
+        let kind = def.kind as usize % KINDS;
+        let form = match self.forms[kind] {
+            Some(form) => form,
+            None => match self.file_forms[kind] {
+                Some(form) if descriptors.is_known_file(slot.args.fd()) && self.registered.is_empty() => {
+                    self.may_exceed |= !def.is(op::INWARD);
+                    form
+                }
+                _ => return false,
+            },
+        };
+        if !self.queues.has_room() {
+            return false;
         }
+        form(&slot.args, self.queues.blank());
+        slot.next = self.queues.queue(id);
+        self.in_kernel += 1;
+        true
     }
 
     fn start_by_attempt(&mut self, core: &mut Core, index: u32) {
@@ -717,6 +727,7 @@ impl Driver for Uring {
         } else {
             self.native[kind] = false;
             self.forms[kind] = None;
+            self.file_forms[kind] = None;
         }
     }
 
@@ -789,6 +800,18 @@ impl Driver for Uring {
         }
         self.attempts.open_turn();
         if interrupted { Err(libc::EINTR) } else { Ok(()) }
+    }
+
+    #[inline(always)]
+    fn next_quick<'a>(&mut self, core: &'a mut Core) -> Option<(&'a mut Slot, u32, i64)> {
+        let entry = self.queues.peek()?;
+        let (slot, index) = core.slots.find_slot(entry.user_data)?;
+        if entry.flags != 0 || entry.result < 0 || !slot.is_quick() || self.queues.has_taken_many() {
+            return None;
+        }
+        self.queues.skip();
+        self.in_kernel -= 1;
+        Some((slot, index, i64::from(entry.result)))
     }
 
     #[inline(always)]

@@ -213,16 +213,27 @@ impl Queues {
         self.posted = self.taken;
     }
 
-    /// The next completion that was seen.
+    /// The next completion that was seen; it stays.
     #[inline(always)]
-    pub fn pop(&mut self) -> Option<Completion> {
+    pub fn peek(&self) -> Option<Completion> {
         if self.taken == self.posted {
             return None;
         }
         // SAFETY: masked into the mapping, and posted by the kernel; struct io_uring_cqe is a u64, an i32 and a u32.
-        let completion =
-            unsafe { self.cqes.add((self.taken & (self.cq_entries - 1)) as usize).cast::<Completion>().read() };
+        Some(unsafe { self.cqes.add((self.taken & (self.cq_entries - 1)) as usize).cast::<Completion>().read() })
+    }
+
+    /// Takes the one just looked at.
+    #[inline(always)]
+    pub fn skip(&mut self) {
         self.taken = self.taken.wrapping_add(1);
+    }
+
+    /// The next completion that was seen.
+    #[inline(always)]
+    pub fn pop(&mut self) -> Option<Completion> {
+        let completion = self.peek()?;
+        self.skip();
         Some(completion)
     }
 
