@@ -24,7 +24,7 @@ use crate::sys::{self, heap, memory::Reservation, thread::Thread};
 use std::collections::VecDeque;
 use std::ffi::c_void;
 use std::mem::MaybeUninit;
-use std::sync::{Arc, Mutex, MutexGuard, mpsc};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 /// Blocks are aligned to this, and their size is a multiple of it: what O_DIRECT asks for at most on usual disks.
 const ALIGN: u64 = 4096;

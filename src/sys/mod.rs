@@ -402,14 +402,19 @@ pub(crate) fn wrong_descriptor(fd: i32, socket: bool) -> Option<i32> {
     }
 }
 
+/// Whether accept may wait: only at a socket that connections arrive at, so that what cannot be told may be one.
+pub(crate) fn accept_may_wait(fd: i32) -> bool {
+    !matches!(socket_option(fd, libc::SO_ACCEPTCONN), Ok(0) | Err(libc::ENOTSOCK | libc::EBADF))
+}
+
 /// A socket that connections arrive at.
 pub(crate) fn is_listening(fd: i32) -> bool {
     socket_option(fd, libc::SO_ACCEPTCONN) == Ok(1)
 }
 
-/// Connecting a datagram socket only notes the address.
+/// Connecting a datagram socket only notes the address; what is no socket is refused.
 pub(crate) fn connect_may_wait(fd: i32) -> bool {
-    socket_type(fd).is_ok_and(|kind| kind != libc::SOCK_DGRAM && kind != libc::SOCK_RAW)
+    !matches!(socket_type(fd), Ok(libc::SOCK_DGRAM | libc::SOCK_RAW) | Err(libc::ENOTSOCK | libc::EBADF))
 }
 
 /// A file's close may flush it to a server, a lingering socket's waits for its peer.
@@ -438,15 +443,24 @@ pub(crate) fn address_family(addr: *const sockaddr, len: u64) -> i32 {
     i32::from(unsafe { (*addr).sa_family })
 }
 
-/// A look at what a path names before opening it. A name that changes in between is opened as what it was.
+/// A look at what a path names before opening it. A name that changes in between is opened as what it was. Where there is no
+/// telling, it may be a FIFO.
 pub(crate) fn names_fifo_or_device(dirfd: i32, path: *const c_char, no_follow: bool) -> bool {
     let flags = if no_follow { libc::AT_SYMLINK_NOFOLLOW } else { 0 };
     // SAFETY: all-zero bytes are a valid stat; `path` is the side block's NUL-terminated copy.
     unsafe {
         let mut stat: libc::stat = std::mem::zeroed();
-        libc::fstatat(dirfd, path, &mut stat, flags) == 0
-            && matches!(stat.st_mode & libc::S_IFMT, libc::S_IFIFO | libc::S_IFCHR)
+        match libc::fstatat(dirfd, path, &mut stat, flags) {
+            0 => matches!(stat.st_mode & libc::S_IFMT, libc::S_IFIFO | libc::S_IFCHR),
+            _ => says_nothing_of_the_name(errno()),
+        }
     }
+}
+
+/// It is not the name that was refused.
+fn says_nothing_of_the_name(error: i32) -> bool {
+    use libc::{EACCES, EBADF, EFAULT, ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR, EOVERFLOW};
+    !matches!(error, EACCES | EBADF | EFAULT | ELOOP | ENAMETOOLONG | ENOENT | ENOTDIR | EOVERFLOW)
 }
 
 // Writing without SIGPIPE.

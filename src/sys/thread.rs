@@ -138,8 +138,8 @@ pub(crate) fn interrupt(thread: i32) {
 }
 
 /// Runs `call` on one of the library's own threads, interrupted when it takes longer than `ns`, and again after as long: a
-/// first interruption may come before it waits.
-pub(crate) fn interrupted_after<T>(ns: u64, call: impl FnOnce() -> T) -> T {
+/// first interruption may come before it waits. -EAGAIN where there is no timer for that.
+pub(crate) fn interrupted_after(ns: u64, call: impl FnOnce() -> i64) -> i64 {
     // SAFETY: local structures; the signal's handler does nothing, and the timer is gone before this function returns.
     unsafe {
         let mut event: libc::sigevent = std::mem::zeroed();

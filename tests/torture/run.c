@@ -41,7 +41,7 @@ static const struct backend {
 } backends[] = {{"io_uring", "io_uring", ""}, {"epoll", "epoll", ""}, {"bare", "io_uring", "*,multishot,buffer_rings"},
                 {"refused", "io_uring", "!*,bundles,zerocopy,defer_taskrun"}};
 enum { BACKENDS = sizeof backends / sizeof *backends };
-enum { MOST_JOBS = 64, LIMIT_SECONDS = 30 };
+enum { MOST_JOBS = 64, LIMIT_SECONDS = 20 };
 
 static struct {
     unsigned every, jobs, k;

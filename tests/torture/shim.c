@@ -246,6 +246,7 @@ CALL(int, timerfd_settime, FAILS, (int fd, int flags, const struct itimerspec *n
      (fd, flags, new, old))
 CALL(int, waitid, FAILS, (idtype_t type, id_t id, siginfo_t *info, int options), (type, id, info, options))
 ANSWER(posix_fadvise, (int fd, off_t offset, off_t len, int advice), (fd, offset, len, advice))
+ANSWER(pthread_atfork, (void (*prepare)(void), void (*parent)(void), void (*child)(void)), (prepare, parent, child))
 ANSWER(pthread_attr_init, (pthread_attr_t * attributes), (attributes))
 ANSWER(pthread_attr_setstacksize, (pthread_attr_t * attributes, size_t size), (attributes, size))
 ANSWER(pthread_create, (pthread_t * thread, const pthread_attr_t *a, void *(*run)(void *), void *arg),

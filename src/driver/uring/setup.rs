@@ -180,12 +180,13 @@ fn try_out(rung: Rung) -> Result<(), Denied> {
     if event < 0 {
         return Err(denied("eventfd", &std::io::Error::last_os_error()));
     }
-    let mut into = [0u64; 2];
+    let into = Box::into_raw(Box::new([0u64; 2]));
     let read = |into: &mut u64| {
         let entry = opcode::Read::new(types::Fd(event), std::ptr::from_mut(into).cast(), 8);
         entry.offset(u64::MAX).build().user_data(READ)
     };
-    let [first, second] = &mut into;
+    // SAFETY: a box that only the kernel and this function have.
+    let [first, second] = unsafe { &mut *into };
     let steps: [(_, &[i32]); 4] = [
         (opcode::Nop::new().build(), &[0]),
         (read(first), &[8]),
@@ -206,8 +207,12 @@ fn try_out(rung: Rung) -> Result<(), Denied> {
         }
     }
     sys::close(event);
-    // SAFETY: the box made above. What cannot be waited for is left to the kernel, which may still write to it.
-    let moved = if left == 0 { unsafe { Box::from_raw(into) }[0] } else { 0 };
+    let mut moved = 0;
+    // What cannot be waited for is left to the kernel, which may still write to it.
+    if left == 0 {
+        // SAFETY: the box made above.
+        moved = unsafe { Box::from_raw(into) }[0];
+    }
     if outcome.is_ok() && moved != VALUE {
         let reason = "io_uring: a test read moved no data".to_owned();
         outcome = Err(Denied { error: libc::EOPNOTSUPP, reason });
