@@ -3,7 +3,7 @@
 BUILD ?= build/release
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
-.PHONY: demo test test-masks test-kernels bench clean
+.PHONY: demo test test-masks test-kernels test-torture bench clean
 
 demo:
 	tools/setup.sh build
@@ -30,6 +30,13 @@ test-kernels:
 	cmake -S . -B $(BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release
 	cmake --build $(BUILD) --target upcall_cargo
 	tests/kernels/run.sh $(BUILD) $(KERNELS)
+
+# Every call of the library to the C library fails in every way it can, in every scenario: half an hour or more.
+test-torture:
+	tools/setup.sh test
+	cmake -S . -B $(BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release
+	cmake --build $(BUILD) --target torture
+	$(BUILD)/tests/torture --jobs 2
 
 bench:
 	tools/setup.sh bench

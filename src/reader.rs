@@ -422,8 +422,7 @@ fn start(common: Arc<Common>, lane: usize) -> Result<Thread, Refusal> {
             common.run(lane);
         }
     };
-    let thread =
-        Thread::spawn(c"upcall-read", run).map_err(|error| Refusal { error, text: "no thread".into() })?;
+    let thread = Thread::spawn(c"upcall-read", run).map_err(|error| Refusal { error, text: "no thread".into() })?;
     let mut state = ours.lock();
     loop {
         match state.owned[lane] {

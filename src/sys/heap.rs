@@ -29,9 +29,8 @@ struct Block {
 
 const CLAIMED: *mut u8 = std::ptr::without_provenance_mut(1);
 
-static RESERVE: [Block; BLOCKS] = [const {
-    Block { base: AtomicPtr::new(null_mut()), len: AtomicUsize::new(0), word: AtomicU64::new(0) }
-}; BLOCKS];
+static RESERVE: [Block; BLOCKS] =
+    [const { Block { base: AtomicPtr::new(null_mut()), len: AtomicUsize::new(0), word: AtomicU64::new(0) } }; BLOCKS];
 /// Some block is whole.
 static WHOLE: AtomicBool = AtomicBool::new(false);
 /// Something was ever taken from the reserve.
@@ -98,7 +97,8 @@ impl Block {
         loop {
             // Mappings are aligned to pages, which is more than anybody asks for.
             let from = (word % PIECE).next_multiple_of(layout.align() as u64);
-            let to = from.checked_add(layout.size() as u64).filter(|&to| to <= self.len.load(Ordering::Relaxed) as u64)?;
+            let to =
+                from.checked_add(layout.size() as u64).filter(|&to| to <= self.len.load(Ordering::Relaxed) as u64)?;
             let taken = word / PIECE * PIECE + PIECE + to;
             match self.word.compare_exchange_weak(word, taken, Ordering::Acquire, Ordering::Relaxed) {
                 Ok(_) => return Some(base.wrapping_add(from as usize)),

@@ -104,7 +104,8 @@ static void must_follow(const uint8_t *data, size_t len, uint64_t from) {
 
 static bool an_allocation_failed(void) {
     return control->injected && control->error > 0 && (control->error & ~LASTING) == ENOMEM &&
-           (strstr(control->call, "alloc") != NULL || strcmp(control->call, "posix_memalign") == 0);
+           (strcmp(control->call, "malloc") == 0 || strcmp(control->call, "calloc") == 0 ||
+            strcmp(control->call, "realloc") == 0 || strcmp(control->call, "posix_memalign") == 0);
 }
 
 static bool lasts(void) {
