@@ -507,6 +507,11 @@ static upcall_op by_sendmsg(int fd, void *data, size_t len, struct msghdr *msg, 
     return upcall_op_sendmsg(fd, msg, 0);
 }
 
+/* A zero-copy send tells twice what it moved. */
+static uint64_t sent_by(const struct entry *out) {
+    return out->events == 2 ? out->transferred / 2 : out->transferred;
+}
+
 /* Moves `rounds` times `len` bytes, more than fit between the two; `flags` on the way out. */
 static void move(upcall_loop *loop, int fds[2], mover take, mover give, size_t len, int rounds, uint32_t flags) {
     struct stream stream = {0, 0};
@@ -529,7 +534,7 @@ static void move(upcall_loop *loop, int fds[2], mover take, mover give, size_t l
             in = prepare(taking);
             submit(loop, in, 1);
             double limit = seconds() + PATIENCE_SECONDS;
-            while (in->accepted && in->finals == 0 && !(out->finals && stream.in == stream.out + out->transferred)) {
+            while (in->accepted && in->finals == 0 && !(out->finals && stream.in == stream.out + sent_by(out))) {
                 turn(loop, MS(20));
                 if (seconds() > limit)
                     broken(__FILE__, __LINE__, "%s waits although there are bytes", upcall_op_name(in->op.kind));
@@ -543,11 +548,10 @@ static void move(upcall_loop *loop, int fds[2], mover take, mover give, size_t l
             stream.in += in->transferred;
             if (!in->accepted)
                 break;
-        } while (out->accepted && (out->finals == 0 || stream.in < stream.out + out->transferred / (flags ? 2 : 1)));
+        } while (out->accepted && (out->finals == 0 || stream.in < stream.out + sent_by(out)));
         finish(loop, out, 1);
         in->sum = 0;
-        /* A zero-copy send tells it twice. */
-        uint64_t sent = out->events == 2 ? out->transferred / 2 : out->transferred;
+        uint64_t sent = sent_by(out);
         if (ended_with(out, (int64_t)len))
             MUST(sent == len);
         stream.out += sent;

@@ -202,7 +202,8 @@ fn try_out(rung: Rung) -> Result<(), Denied> {
         // The waiting read ends with this, so that nothing is written to `into` after this function.
         sys::eventfd_write(event);
         match ring.submit_and_wait(1) {
-            Ok(_) => left -= ring.completion().count(),
+            // An entry of a step that failed is handed over only now.
+            Ok(handed) => left = left + handed - ring.completion().count(),
             Err(_) => sys::thread::pause(1_000_000),
         }
     }
