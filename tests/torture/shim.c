@@ -14,6 +14,7 @@
 #include <signal.h>
 #include <stdarg.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -68,7 +69,7 @@ static int decide(const char *call, void *site, unsigned how) {
         return 0;
     if (!control->injected) {
         control->site = (uintptr_t)site;
-        strncpy(control->call, call, sizeof control->call - 1);
+        snprintf(control->call, sizeof control->call, "%s", call);
         control->injected = true;
     }
     return error > 0 ? error & ~LASTING : error;

@@ -36,7 +36,7 @@ struct control {
     unsigned calls;
     bool injected;
     uintptr_t site;
-    char call[24];
+    char call[32];
     long blocks, mappings; /* alive at the end, of the library's */
     char text[256];        /* why it failed */
     struct trace {
