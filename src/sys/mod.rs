@@ -223,14 +223,19 @@ pub(crate) fn eventfd_drain(fd: i32) {
 
 // Questions about descriptors.
 
-/// poll(2) without waiting: the events seen, 0 for none.
+/// poll(2) without waiting: the events seen, 0 for none. Who is told that there is none waits for an edge that may have been
+/// before, so a call that failed is made again.
 pub(crate) fn poll_now(fd: i32, events: i16) -> i16 {
     let mut one = libc::pollfd { fd, events, revents: 0 };
-    // SAFETY: one writable pollfd.
-    match unsafe { libc::poll(&mut one, 1, 0) } {
-        1 => one.revents,
-        _ => 0,
+    for _ in 0..3 {
+        // SAFETY: one writable pollfd.
+        match unsafe { libc::poll(&mut one, 1, 0) } {
+            1 => return one.revents,
+            0 => break,
+            _ => {}
+        }
     }
+    0
 }
 
 /// Waits until a descriptor is readable, at most so long (negative: no limit): 1, 0 or -errno.

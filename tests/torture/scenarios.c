@@ -346,7 +346,7 @@ static void close_pair(const int fds[2]) {
 
 static const char *directory(void) {
     static char path[64];
-    snprintf(path, sizeof path, "/tmp/upcall-torture-%ld", (long)getpid());
+    snprintf(path, sizeof path, "/tmp/upcall-torture-%ld-%ld", (long)getppid(), (long)getpid());
     mkdir(path, 0700);
     return path;
 }
@@ -1227,10 +1227,8 @@ struct stranger {
 
 static void *be_a_stranger(void *arg) {
     struct stranger *self = arg;
-    static _Thread_local char byte;
     char path[] = "/";
     struct statx stat;
-    (void)byte;
     for (int i = 0; i < 20; i++) {
         struct entry *entry = put(self->loop, i % 4 == 0 ? upcall_op_statx(AT_FDCWD, path, 0, STATX_MODE, &stat)
                                                          : upcall_op_nop());
@@ -1240,9 +1238,6 @@ static void *be_a_stranger(void *arg) {
         if (post(self->loop, post_done, NULL) == 0)
             atomic_fetch_add(&self->posts, 1);
     }
-    struct entry *first = prepare(upcall_op_nop());
-    first->op.flags = UPCALL_LINK;
-    (void)first;
     /* Its memory is in use until all have ended. */
     atomic_store(&self->ended, 1);
     while (atomic_load(&self->ended) != 2)
@@ -1411,7 +1406,7 @@ static void reading_ahead(void) {
             MUST(got < 0 ? control->injected && !an_allocation_failed() : at == 64 << 10);
             break;
         }
-        must_follow(block, (size_t)got, at % 4096 == 0 ? at : at);
+        must_follow(block, (size_t)got, at);
         at += (uint64_t)got;
         MUST(upcall_reader_release(reader, block) == 0);
     }
