@@ -3,7 +3,7 @@
 BUILD ?= build/release
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
-.PHONY: demo test test-masks test-kernels test-models test-races fuzz soak bench bench-quick bench-steady clean
+.PHONY: demo test test-masks test-kernels test-models test-torture test-races fuzz soak bench bench-quick bench-steady clean
 
 demo:
 	tools/setup.sh build
@@ -30,6 +30,13 @@ test-kernels:
 	cmake -S . -B $(BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release
 	cmake --build $(BUILD) --target upcall_cargo
 	tests/kernels/run.sh $(BUILD) $(KERNELS)
+
+# Every call of the library to the C library fails in every way it can, in every scenario: half an hour or more.
+test-torture:
+	tools/setup.sh test
+	cmake -S . -B $(BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release
+	cmake --build $(BUILD) --target torture
+	$(BUILD)/tests/torture --jobs 2
 
 # Every model of the protocols between threads, more random programs, and that each of them notices mutants of the code; then
 # what needs no kernel under Miri, where the nightly toolchain has it. An hour or so. PROPTEST_CASES=100000 for more programs.

@@ -967,8 +967,8 @@ int32_t upcall_loop_free(struct upcall_loop *loop);
 /**
  * @brief Gives the loop up, so that the next thread to poll owns it.
  *
- * Owner thread. @return 0; -EBUSY while anything is in flight; -EDEADLK inside a callback; -EPERM on another thread.
- * Since 0.1.
+ * Owner thread. @return 0; -EBUSY while anything is in flight; -EDEADLK inside a callback; -EPERM on another thread;
+ * -ENOMEM, or why there is no new ring. Since 0.1.
  */
 int32_t upcall_loop_detach(struct upcall_loop *loop);
 
@@ -1036,7 +1036,7 @@ int32_t upcall_unhold(struct upcall_loop *loop);
  * @brief Runs `fn(loop, arg)` on the loop's owner thread, exactly once, in a turn. First in, first out per calling thread;
  * never coalesced. `arg` is the program's. Any thread (not a signal handler: it allocates).
  *
- * @return 0; -EINVAL for a NULL loop or fn; -ESHUTDOWN while or after the loop closes. Since 0.1.
+ * @return 0; -EINVAL for a NULL loop or fn; -ESHUTDOWN while or after the loop closes; -ENOMEM. Since 0.1.
  */
 int32_t upcall_post(struct upcall_loop *loop,
                     upcall_post_fn fn,
@@ -1163,7 +1163,7 @@ int32_t upcall_buffers_new(struct upcall_loop *loop, uint32_t count, uint32_t si
  * until upcall_unregister_buffers() or upcall_loop_free(). One set at a time. Owner thread, or any while there is none.
  *
  * @return 0; -EINVAL for a NULL, an empty part or a number out of range; -EBUSY when buffers are registered already; -EPERM
- * on another thread. Since 0.1.
+ * on another thread; -ENOMEM. Since 0.1.
  */
 int32_t upcall_register_buffers(struct upcall_loop *loop,
                                 const struct iovec *iov,

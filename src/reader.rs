@@ -20,13 +20,12 @@
 use crate::abi::*;
 use crate::engine::{self, Loop, shared::Shared};
 use crate::op::{self, Refusal};
-use crate::sys::sync::{Mutex, MutexGuard};
-use crate::sys::{self, memory::Reservation};
+use crate::sys::sync::{Condvar, Mutex, MutexGuard, Thread, spawn};
+use crate::sys::{self, heap, memory::Reservation};
 use std::collections::VecDeque;
 use std::ffi::c_void;
 use std::mem::MaybeUninit;
-use std::sync::{Arc, mpsc};
-use std::thread::JoinHandle;
+use std::sync::Arc;
 
 /// Blocks are aligned to this, and their size is a multiple of it: what O_DIRECT asks for at most on usual disks.
 const ALIGN: u64 = 4096;
@@ -132,6 +131,8 @@ struct State {
     /// Lanes that wait for something to do, and were not woken yet.
     idle: [bool; LANES],
     leaving: bool,
+    /// Whether the lanes' loops are their threads' own.
+    owned: [Option<Result<(), i32>>; LANES],
 }
 
 impl State {
@@ -153,6 +154,7 @@ impl State {
             readable: false,
             idle: [false; LANES],
             leaving: false,
+            owned: [None; LANES],
         }
     }
 
@@ -257,6 +259,8 @@ impl State {
 /// The blocks in line, and how lanes that wait are woken: by what others may touch of their loops.
 struct Line {
     state: Mutex<State>,
+    /// A lane's thread has begun.
+    begun: Condvar,
     lanes: Vec<Arc<Shared>>,
 }
 
@@ -318,12 +322,13 @@ unsafe impl Sync for Common {}
 /// See the module.
 pub(crate) struct Reader {
     common: Arc<Common>,
-    threads: Vec<JoinHandle<()>>,
+    threads: Vec<Thread>,
 }
 
 impl Reader {
     pub fn create(fd: i32, config: &upcall_reader_config) -> Result<Box<Reader>, Refusal> {
         check(config)?;
+        heap::ready().map_err(Refusal::no_memory)?;
         match sys::read_at_refusal(fd) {
             0 => {}
             error => {
@@ -362,7 +367,7 @@ impl Reader {
             lanes,
             file,
             ready: ready.0,
-            line: Line { state: Mutex::new(State::new(config, ready)), lanes: shared },
+            line: Line { state: Mutex::new(State::new(config, ready)), begun: Condvar::new(), lanes: shared },
             block_size,
             memory,
         });
@@ -426,32 +431,35 @@ impl Drop for Reader {
     fn drop(&mut self) {
         self.common.line.close();
         for thread in self.threads.drain(..) {
-            let _ = thread.join();
+            thread.join();
         }
     }
 }
 
 /// Starts a lane's thread, and waits until the loop is its own.
-fn start(common: Arc<Common>, lane: usize) -> Result<JoinHandle<()>, Refusal> {
-    let (say, hear) = mpsc::channel();
+fn start(common: Arc<Common>, lane: usize) -> Result<Thread, Refusal> {
+    let ours = common.clone();
     let run = move || {
         sys::thread::block_signals(None);
         let owned = common.lanes[lane].own();
-        let _ = say.send(owned);
+        common.line.lock().owned[lane] = Some(owned);
+        common.line.begun.notify_one();
         if owned.is_ok() {
             common.run(lane);
         }
     };
-    let spawned =
-        sys::thread::with_signals_blocked(|| std::thread::Builder::new().name("upcall-read".to_owned()).spawn(run));
-    let thread = spawned
-        .map_err(|error| Refusal { error: error.raw_os_error().unwrap_or(libc::EAGAIN), text: "no thread".into() })?;
-    match hear.recv() {
-        Ok(Err(error)) => {
-            let _ = thread.join();
-            Err(Refusal { error, text: "the ring cannot be enabled".into() })
+    let thread = spawn(c"upcall-read", run).map_err(|error| Refusal { error, text: "no thread".into() })?;
+    let mut state = ours.line.lock();
+    loop {
+        match state.owned[lane] {
+            None => state = ours.line.begun.wait(state).unwrap_or_else(|poison| poison.into_inner()),
+            Some(Ok(())) => return Ok(thread),
+            Some(Err(error)) => {
+                drop(state);
+                thread.join();
+                return Err(Refusal { error, text: "the ring cannot be enabled".into() });
+            }
         }
-        _ => Ok(thread),
     }
 }
 
@@ -712,7 +720,8 @@ mod models {
             let ready = Descriptor::new(sys::eventfd(), "no descriptor").expect("a descriptor");
             let fd = ready.0;
             let shared = (0..lanes).map(|_| Arc::new(Shared::new(1).expect("address space"))).collect();
-            let line = Arc::new(Line { state: Mutex::new(State::new(&config, ready)), lanes: shared });
+            let line =
+                Arc::new(Line { state: Mutex::new(State::new(&config, ready)), begun: Condvar::new(), lanes: shared });
             let threads: Vec<_> = (0..lanes)
                 .map(|number| {
                     let line = line.clone();

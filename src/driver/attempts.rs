@@ -243,7 +243,7 @@ impl Attempts {
         }
         while self.threads.active > 0 {
             let Some(outcome) = self.collect(core) else {
-                std::thread::sleep(std::time::Duration::from_millis(1));
+                sys::thread::pause(1_000_000);
                 for index in 0..core.slots.table().committed() {
                     if core.slots[index].rung == rung::OWN {
                         let _ = self.cancel(core, index);

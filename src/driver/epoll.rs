@@ -287,7 +287,10 @@ impl Driver for Epoll {
         }
         core.shared.awake();
         self.attempts.open_turn();
-        if error == 0 { Ok(()) } else { Err(-error as i32) }
+        match -error as i32 {
+            0 | libc::EAGAIN => Ok(()),
+            error => Err(error),
+        }
     }
 
     fn next(&mut self, core: &mut Core) -> Outcome {

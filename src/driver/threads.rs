@@ -13,7 +13,7 @@ use crate::engine::shared::Shared;
 use crate::op::{Args, Lookup};
 use crate::sys;
 use crate::sys::sync::{AtomicBool, AtomicI32, AtomicI64, AtomicPtr, AtomicU8, AtomicU64};
-use crate::sys::sync::{Condvar, JoinHandle, Mutex, MutexGuard, Racing, spawn, wait_timeout, yield_now};
+use crate::sys::sync::{Condvar, Mutex, MutexGuard, Racing, Thread, spawn, wait_timeout, yield_now};
 use std::collections::VecDeque;
 use std::ptr::NonNull;
 use std::sync::atomic::Ordering;
@@ -137,7 +137,7 @@ struct Queues {
 /// A thread of the crew. One that is not in the list was let go, and ends when its call has returned.
 struct Worker {
     number: u64,
-    handle: JoinHandle<()>,
+    handle: Thread,
     /// In a call that was abandoned: another thread may have its place, and when the crew ends it is let go.
     astray: bool,
 }
@@ -359,7 +359,7 @@ impl Threads {
         self.crew.pool_bell.notify_all();
         self.crew.own_bell.notify_all();
         for worker in workers.into_iter().filter(|worker| !worker.astray) {
-            let _ = worker.handle.join();
+            worker.handle.join();
         }
         self.crew.lock().ending = false;
     }
@@ -379,8 +379,8 @@ impl Crew {
     /// Starts a thread with every signal blocked from its first instruction on.
     fn spawn(self: &Arc<Self>, queues: &mut Queues, own: bool) -> bool {
         for position in (0..queues.workers.len()).rev() {
-            if queues.workers[position].handle.is_finished() {
-                let _ = queues.workers.swap_remove(position).handle.join();
+            if queues.workers[position].handle.has_ended() {
+                queues.workers.swap_remove(position);
             }
         }
         let crew = self.clone();
@@ -390,8 +390,7 @@ impl Crew {
             sys::thread::block_signals(interruptible);
             if own { crew.serve_own(number) } else { crew.serve_pool(number) }
         };
-        let name = if own { "upcall-wait" } else { "upcall-pool" };
-        match sys::thread::with_signals_blocked(|| spawn(name, run)) {
+        match spawn(if own { c"upcall-wait" } else { c"upcall-pool" }, run) {
             Ok(handle) => {
                 queues.workers.push(Worker { number, handle, astray: false });
                 queues.next_worker += 1;

@@ -1,6 +1,6 @@
 //! From a descriptor to a started operation, and how one is asked to end.
 
-use super::shared::Submission;
+use super::shared::{Shared, Submission};
 use super::slot::{Label, NONE, State, bits, rung};
 use super::{Engine, Steps};
 use crate::abi::*;
@@ -9,7 +9,7 @@ use crate::engine::check;
 use crate::engine::descriptors::Descriptors;
 use crate::op::side::Side;
 use crate::op::{self, Args, OpDef, Refusal};
-use crate::sys::{self, checkers};
+use crate::sys::{self, checkers, heap};
 use std::mem::MaybeUninit;
 use std::sync::Arc;
 
@@ -17,6 +17,15 @@ use std::sync::Arc;
 /// thread's system call, and a cancel can miss a request that is between two states in the kernel.
 const NAG_THREAD_NS: u64 = 5_000_000;
 const NAG_KERNEL_NS: u64 = 500_000_000;
+
+/// Why there are not as many free slots as a submit needs.
+#[cold]
+pub(super) fn no_slots(shared: &Shared) -> Refusal {
+    match shared.table.left() {
+        0 => Refusal { error: libc::EAGAIN, text: "config.max_operations are in flight".into() },
+        _ => Refusal::no_memory(libc::ENOMEM),
+    }
+}
 
 /// Copies what an operation's pointers to const name. Any thread.
 pub(super) fn copy_metadata(def: &OpDef, operation: &upcall_op, args: &mut Args, side: &mut Side) {
@@ -90,10 +99,11 @@ impl<D: Driver> Engine<D> {
     /// Accepts all of a submit of the owner thread, or none.
     #[inline(always)]
     pub fn submit(&mut self, ops: &[upcall_op], ids: Ids) -> Result<(), Refusal> {
+        heap::ready().map_err(Refusal::no_memory)?;
         let needs = check::submission(ops, &self.core.shared)?;
         let enough = ops.len() <= u32::MAX as usize && self.ensure_slots(ops.len() as u32);
         if !enough {
-            return Err(Refusal { error: libc::EAGAIN, text: "config.max_operations are in flight".into() });
+            return Err(no_slots(&self.core.shared));
         }
         let at = if needs.clock { sys::now() } else { 0 };
         self.in_flight += ops.len();
@@ -139,7 +149,12 @@ impl<D: Driver> Engine<D> {
             if let Some(ids) = &mut ids {
                 ids[number].write(id);
             }
-            let admitted = self.fill_more(index, operation, def, at, ordered);
+            let admitted = heap::ready().map_err(Refusal::no_memory).and_then(|()| {
+                if ordered {
+                    self.core.side(index);
+                }
+                self.fill_more(index, operation, def, at, ordered)
+            });
             indexes.push(index);
             if let Err(refusal) = admitted {
                 // Those that were not reached do not count either.

@@ -9,9 +9,8 @@
 
 use super::shared::{Message, Shared};
 use crate::op::Refusal;
-use crate::sys::checkers;
-use crate::sys::memory::Reservation;
 use crate::sys::sync::{AtomicBool, AtomicU64, SegQueue};
+use crate::sys::{checkers, heap, memory::Reservation};
 use std::cell::UnsafeCell;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -81,6 +80,7 @@ impl Pool {
         if !(1..=1 << 30).contains(&size) {
             return refuse(libc::EINVAL, format!("size is {size}, not 1 to 1 GiB"));
         }
+        heap::ready_for(count as usize * 2 * size_of::<AtomicU64>()).map_err(Refusal::no_memory)?;
         let stride = (size as usize).next_multiple_of(64);
         let len = (stride * count as usize * 2).next_multiple_of(crate::sys::memory::page_size());
         let memory = Reservation::new(len).and_then(|memory| memory.commit(0, len).map(|()| memory));

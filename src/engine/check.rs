@@ -89,6 +89,9 @@ fn has_options(operation: &upcall_op) -> bool {
 /// "op 3 of 4: recv: buf is NULL but len is 4096".
 #[cold]
 fn place(refusal: Refusal, kind: upcall_kind, number: usize, count: usize) -> Refusal {
+    if refusal.error == libc::ENOMEM {
+        return refusal;
+    }
     let text = format!("op {} of {count}: {}: {}", number + 1, ffi::kind_name(kind), refusal.text);
     Refusal { error: refusal.error, text: text.into() }
 }

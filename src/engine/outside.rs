@@ -7,7 +7,7 @@ use super::{admit, check};
 use crate::abi::*;
 use crate::op::side::Side;
 use crate::op::{self, Args, Refusal};
-use crate::sys::{self, checkers};
+use crate::sys::{self, checkers, heap};
 use std::ffi::c_void;
 use std::mem::MaybeUninit;
 use std::sync::Arc;
@@ -30,6 +30,7 @@ pub(super) fn submit(
     let Some(_entered) = shared.enter() else {
         return Err(refuse(libc::ESHUTDOWN, "upcall_submit: the loop is closing or closed"));
     };
+    heap::ready_for(ops.len().saturating_mul(size_of::<Accepted>() + size_of::<Side>())).map_err(Refusal::no_memory)?;
     let needs = check::submission(ops, shared)?;
     let at = if needs.clock { sys::now() } else { 0 };
     let mut accepted = Vec::with_capacity(ops.len());
@@ -66,6 +67,7 @@ fn accept(shared: &Arc<Shared>, operation: &upcall_op) -> Result<Accepted, Refus
     let mut one = Accepted { op: *operation, id: 0, args: Args::blank(), side: None };
     one.args.fill(operation, def);
     if def.copy.is_some() || !operation.buffers.is_null() || checkers::any() {
+        heap::ready().map_err(Refusal::no_memory)?;
         let mut side = Box::new(Side::new());
         admit::copy_metadata(def, operation, &mut one.args, &mut side);
         if checkers::any() {
@@ -76,7 +78,7 @@ fn accept(shared: &Arc<Shared>, operation: &upcall_op) -> Result<Accepted, Refus
     }
     let Some(index) = shared.take_foreign() else {
         leave_pool(&mut one);
-        return Err(refuse(libc::EAGAIN, "config.max_operations are in flight"));
+        return Err(admit::no_slots(shared));
     };
     one.id = shared.table.open_foreign(index, one.args.fd());
     Ok(one)

@@ -28,6 +28,10 @@ impl Signals {
 impl<D: Driver> Engine<D> {
     /// An operation begins to wait. What was delivered since it was accepted is found by the next turn.
     pub(super) fn start_signal(&mut self, index: u32) {
+        let refused = self.core.slots[index].args.stage;
+        if refused != 0 {
+            return self.finish(index, -i64::from(refused));
+        }
         self.core.slots[index].state = State::Sleeping;
         self.signals.waiting.push(index);
         self.signals.seen = None;

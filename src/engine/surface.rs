@@ -10,7 +10,7 @@ use crate::driver::epoll::Epoll;
 use crate::driver::uring::Uring;
 use crate::ffi::fail;
 use crate::op::Refusal;
-use crate::sys::{self, checkers};
+use crate::sys::{self, checkers, heap};
 use std::cell::UnsafeCell;
 use std::ffi::{CString, c_void};
 use std::mem::MaybeUninit;
@@ -47,6 +47,7 @@ macro_rules! with {
 impl Loop {
     /// Makes a loop on the backend asked for, or the best there is.
     pub fn create(wanted: &upcall_config) -> Result<Box<Loop>, Refusal> {
+        heap::ready().map_err(Refusal::no_memory)?;
         config::check(wanted)?;
         checkers::detect();
         let asked = config::backend(wanted)?;
@@ -211,6 +212,9 @@ impl Loop {
     }
 
     pub fn post(&self, function: unsafe extern "C-unwind" fn(*mut upcall_loop, *mut c_void), arg: *mut c_void) -> i32 {
+        if let Err(error) = heap::ready() {
+            return refused(error, "upcall_post: no memory");
+        }
         if !outside::post(&self.shared, function, arg) {
             return refused(libc::ESHUTDOWN, "upcall_post: the loop is closing or closed");
         }
@@ -336,9 +340,14 @@ impl Loop {
                 if let Err(error) = self.own() {
                     return -error;
                 }
-                let closed = self.close(-1);
-                if closed < 0 {
-                    return closed;
+                // A turn that failed (no memory in the kernel …) may succeed the next time; what is in flight has to end.
+                let mut tries = 0;
+                while let closed @ ..0 = self.close(-1) {
+                    tries += 1;
+                    if tries == 1000 {
+                        return closed;
+                    }
+                    sys::thread::pause(1_000_000);
                 }
             }
         }
@@ -385,7 +394,7 @@ impl Loop {
         if busy || self.shared.has_messages() {
             return refused(libc::EBUSY, "upcall_loop_detach: operations or posts are in flight");
         }
-        let released = with!(self, engine => engine.driver.release(&mut engine.core));
+        let released = heap::ready().and_then(|()| with!(self, engine => engine.driver.release(&mut engine.core)));
         if let Err(error) = released {
             return refused(error, "upcall_loop_detach: no new ring");
         }
@@ -395,13 +404,16 @@ impl Loop {
     }
 
     pub fn fd(&self) -> i32 {
-        match with!(self, engine => engine.embed()) {
+        match heap::ready().and_then(|()| with!(self, engine => engine.embed())) {
             Ok(fd) => fd,
             Err(error) => refused(error, "upcall_fd: no descriptor"),
         }
     }
 
     pub fn register_buffers(&self, parts: &[libc::iovec]) -> i32 {
+        if let Err(error) = heap::ready() {
+            return refused(error, "upcall_register_buffers: no memory");
+        }
         match with!(self, engine => engine.register_buffers(parts)) {
             0 => 0,
             error => refused(-error, "upcall_register_buffers: buffers are registered already"),

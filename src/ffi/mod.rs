@@ -98,8 +98,8 @@ pub unsafe extern "C" fn upcall_loop_free(r#loop: *mut upcall_loop) -> i32 {
 
 /// @brief Gives the loop up, so that the next thread to poll owns it.
 ///
-/// Owner thread. @return 0; -EBUSY while anything is in flight; -EDEADLK inside a callback; -EPERM on another thread.
-/// Since 0.1.
+/// Owner thread. @return 0; -EBUSY while anything is in flight; -EDEADLK inside a callback; -EPERM on another thread;
+/// -ENOMEM, or why there is no new ring. Since 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn upcall_loop_detach(r#loop: *mut upcall_loop) -> i32 {
     // SAFETY: the program passed a loop it has not freed, or NULL.
@@ -208,7 +208,7 @@ pub unsafe extern "C" fn upcall_unhold(r#loop: *mut upcall_loop) -> i32 {
 /// @brief Runs `fn(loop, arg)` on the loop's owner thread, exactly once, in a turn. First in, first out per calling thread;
 /// never coalesced. `arg` is the program's. Any thread (not a signal handler: it allocates).
 ///
-/// @return 0; -EINVAL for a NULL loop or fn; -ESHUTDOWN while or after the loop closes. Since 0.1.
+/// @return 0; -EINVAL for a NULL loop or fn; -ESHUTDOWN while or after the loop closes; -ENOMEM. Since 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn upcall_post(r#loop: *mut upcall_loop, r#fn: upcall_post_fn, arg: *mut c_void) -> i32 {
     // SAFETY: the program passed a loop it has not freed, or NULL.
@@ -437,7 +437,7 @@ pub unsafe extern "C" fn upcall_buffers_new(
 /// until upcall_unregister_buffers() or upcall_loop_free(). One set at a time. Owner thread, or any while there is none.
 ///
 /// @return 0; -EINVAL for a NULL, an empty part or a number out of range; -EBUSY when buffers are registered already; -EPERM
-/// on another thread. Since 0.1.
+/// on another thread; -ENOMEM. Since 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn upcall_register_buffers(r#loop: *mut upcall_loop, iov: *const libc::iovec, n: u32) -> i32 {
     // SAFETY: the program passed a loop it has not freed, or NULL.

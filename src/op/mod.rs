@@ -318,6 +318,14 @@ pub(crate) struct Refusal {
     pub text: Cow<'static, str>,
 }
 
+impl Refusal {
+    /// What is asked for cannot be promised.
+    #[cold]
+    pub fn no_memory(error: i32) -> Refusal {
+        Refusal { error, text: "no memory".into() }
+    }
+}
+
 pub(crate) type Checked = Result<(), Refusal>;
 
 /// -EINVAL with a text.

@@ -187,6 +187,12 @@ fn ring_open(args: &Args) -> Entry {
     })
 }
 
+/// One that has to begin anew after that begins with the look.
+fn by_a_thread(args: &mut Args) -> Decision {
+    args.stage = 0;
+    Decision::Own
+}
+
 fn amend_open(args: &mut Args, result: i64) -> Option<Decision> {
     if args.stage == LOOKED || !may_wait(args) {
         return None;
@@ -196,7 +202,7 @@ fn amend_open(args: &mut Args, result: i64) -> Option<Decision> {
     let mode = unsafe { (*args.ptr2::<libc::statx>()).stx_mode };
     let waits = matches!(libc::mode_t::from(mode) & libc::S_IFMT, libc::S_IFIFO | libc::S_IFCHR);
     // A name that cannot be looked at may yet be made (O_CREAT), and opening it says what is wrong.
-    Some(if result == 0 && waits { Decision::Own } else { Decision::Native })
+    Some(if result == 0 && waits { by_a_thread(args) } else { Decision::Native })
 }
 
 fn block_open(args: &Args) -> i64 {
@@ -239,7 +245,7 @@ fn amend_openat2(args: &mut Args, result: i64) -> Option<Decision> {
         return Some(Decision::Pool);
     }
     let looked = args.stage != LOOKED && is_seen_otherwise(args);
-    amend_open(args, result).map(|decision| if looked { Decision::Own } else { decision })
+    amend_open(args, result).map(|decision| if looked { by_a_thread(args) } else { decision })
 }
 
 fn block_openat2(args: &Args) -> i64 {

@@ -89,11 +89,14 @@ fn check_signal(op: &upcall_op) -> Checked {
     }
 }
 
-/// `offset` counts deliveries. The count comes first: nothing is caught that is not told.
+/// `offset` counts deliveries, `stage` is the errno where the handler cannot be installed. The count comes first: nothing is caught that is not told.
 fn watch(args: &mut Args, side: &mut Side, _: bool) {
     let signo = args.arg as i32;
     args.offset = signal::deliveries(signo);
-    side.watch = Some(Watch::new(signo));
+    match Watch::new(signo) {
+        Ok(watch) => side.watch = Some(watch),
+        Err(error) => args.stage = error as u32,
+    }
 }
 
 const CHANGES: i32 = libc::WEXITED | libc::WSTOPPED | libc::WCONTINUED;

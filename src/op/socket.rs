@@ -421,7 +421,7 @@ fn is_lost_connection(result: i64) -> bool {
 fn attempt_accept(args: &mut Args) -> Decision {
     if !sys::is_nonblocking(args.fd()) {
         // Only a listening socket may wait; anything else answers its error at once.
-        if !sys::is_listening(args.fd()) {
+        if !sys::accept_may_wait(args.fd()) {
             return Decision::Done(call_accept(args));
         }
         return match sys::poll_now(args.fd(), libc::POLLIN) {

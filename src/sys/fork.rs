@@ -21,12 +21,18 @@ pub(crate) fn epoch() -> u64 {
     }
 }
 
+/// Where there is no such page, a handler wipes this instead; it is not called in a child that was made without fork(3).
+static FALLBACK: AtomicU64 = AtomicU64::new(0);
+
+extern "C" fn wipe() {
+    FALLBACK.store(0, Ordering::Relaxed);
+}
+
 /// The word that holds [`epoch`], or 0 in a forked child.
 pub(crate) fn page() -> &'static AtomicU64 {
     static PAGE: OnceLock<usize> = OnceLock::new();
-    static FALLBACK: AtomicU64 = AtomicU64::new(0);
     let at = *PAGE.get_or_init(|| {
-        // SAFETY: an anonymous private page, never unmapped.
+        // SAFETY: an anonymous private page, never unmapped once it is used.
         unsafe {
             let at = libc::mmap(
                 std::ptr::null_mut(),
@@ -36,13 +42,15 @@ pub(crate) fn page() -> &'static AtomicU64 {
                 -1,
                 0,
             );
-            if at == libc::MAP_FAILED {
-                return &raw const FALLBACK as usize;
+            if at != libc::MAP_FAILED {
+                // Miri knows neither the advice nor a fork.
+                if cfg!(miri) || libc::madvise(at, 4096, libc::MADV_WIPEONFORK) == 0 {
+                    return at as usize;
+                }
+                libc::munmap(at, 4096);
             }
-            // Miri knows neither the advice nor a fork.
-            #[cfg(not(miri))]
-            libc::madvise(at, 4096, libc::MADV_WIPEONFORK);
-            at as usize
+            libc::pthread_atfork(None, None, Some(wipe));
+            &raw const FALLBACK as usize
         }
     });
     // SAFETY: the page or the static lives for the whole process and holds a u64 at its start.

@@ -3,6 +3,7 @@
 
 pub(crate) mod checkers;
 pub(crate) mod fork;
+pub(crate) mod heap;
 pub(crate) mod memory;
 pub(crate) mod ring;
 pub(crate) mod signal;
@@ -231,33 +232,47 @@ pub(crate) fn eventfd() -> i64 {
     answer(i64::from(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) }))
 }
 
-/// Adds one to an eventfd. It cannot fail in a way that matters: EAGAIN means it is readable already.
+/// Adds one to an eventfd. A wake-up must not be lost, and nothing but being full makes this fail for good, so it is tried
+/// again. Async-signal-safe.
 #[cfg(not(loom))]
 #[inline]
 pub(crate) fn eventfd_write(fd: i32) {
     let one: u64 = 1;
-    // SAFETY: eight readable bytes.
-    unsafe { libc::write(fd, (&raw const one).cast(), 8) };
+    for _ in 0..3 {
+        // SAFETY: eight readable bytes.
+        if unsafe { libc::write(fd, (&raw const one).cast(), 8) } == 8 {
+            break;
+        }
+    }
 }
 
 /// Empties an eventfd.
 #[cfg(not(loom))]
 pub(crate) fn eventfd_drain(fd: i32) {
     let mut count: u64 = 0;
-    // SAFETY: eight writable bytes.
-    unsafe { libc::read(fd, (&raw mut count).cast(), 8) };
+    for _ in 0..3 {
+        // SAFETY: eight writable bytes.
+        if unsafe { libc::read(fd, (&raw mut count).cast(), 8) } == 8 || errno() == libc::EAGAIN {
+            break;
+        }
+    }
 }
 
 // Questions about descriptors.
 
-/// poll(2) without waiting: the events seen, 0 for none.
+/// poll(2) without waiting: the events seen, 0 for none. Who is told that there is none waits for an edge that may have been
+/// before, so a call that failed is made again.
 pub(crate) fn poll_now(fd: i32, events: i16) -> i16 {
     let mut one = libc::pollfd { fd, events, revents: 0 };
-    // SAFETY: one writable pollfd.
-    match unsafe { libc::poll(&mut one, 1, 0) } {
-        1 => one.revents,
-        _ => 0,
+    for _ in 0..3 {
+        // SAFETY: one writable pollfd.
+        match unsafe { libc::poll(&mut one, 1, 0) } {
+            1 => return one.revents,
+            0 => break,
+            _ => {}
+        }
     }
+    0
 }
 
 /// Waits until a descriptor is readable, at most so long (negative: no limit): 1, 0 or -errno.
@@ -429,14 +444,19 @@ pub(crate) fn wrong_descriptor(fd: i32, socket: bool) -> Option<i32> {
     }
 }
 
+/// Whether accept may wait: only at a socket that connections arrive at, so that what cannot be told may be one.
+pub(crate) fn accept_may_wait(fd: i32) -> bool {
+    !matches!(socket_option(fd, libc::SO_ACCEPTCONN), Ok(0) | Err(libc::ENOTSOCK | libc::EBADF))
+}
+
 /// A socket that connections arrive at.
 pub(crate) fn is_listening(fd: i32) -> bool {
     socket_option(fd, libc::SO_ACCEPTCONN) == Ok(1)
 }
 
-/// Connecting a datagram socket only notes the address.
+/// Connecting a datagram socket only notes the address; what is no socket is refused.
 pub(crate) fn connect_may_wait(fd: i32) -> bool {
-    socket_type(fd).is_ok_and(|kind| kind != libc::SOCK_DGRAM && kind != libc::SOCK_RAW)
+    !matches!(socket_type(fd), Ok(libc::SOCK_DGRAM | libc::SOCK_RAW) | Err(libc::ENOTSOCK | libc::EBADF))
 }
 
 /// A file's close may flush it to a server, a lingering socket's waits for its peer.
@@ -465,15 +485,24 @@ pub(crate) fn address_family(addr: *const sockaddr, len: u64) -> i32 {
     i32::from(unsafe { (*addr).sa_family })
 }
 
-/// A look at what a path names before opening it. A name that changes in between is opened as what it was.
+/// A look at what a path names before opening it. A name that changes in between is opened as what it was. Where there is no
+/// telling, it may be a FIFO.
 pub(crate) fn names_fifo_or_device(dirfd: i32, path: *const c_char, no_follow: bool) -> bool {
     let flags = if no_follow { libc::AT_SYMLINK_NOFOLLOW } else { 0 };
     // SAFETY: all-zero bytes are a valid stat; `path` is the side block's NUL-terminated copy.
     unsafe {
         let mut stat: libc::stat = std::mem::zeroed();
-        libc::fstatat(dirfd, path, &mut stat, flags) == 0
-            && matches!(stat.st_mode & libc::S_IFMT, libc::S_IFIFO | libc::S_IFCHR)
+        match libc::fstatat(dirfd, path, &mut stat, flags) {
+            0 => matches!(stat.st_mode & libc::S_IFMT, libc::S_IFIFO | libc::S_IFCHR),
+            _ => says_nothing_of_the_name(errno()),
+        }
     }
+}
+
+/// It is not the name that was refused.
+fn says_nothing_of_the_name(error: i32) -> bool {
+    use libc::{EACCES, EBADF, EFAULT, ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR, EOVERFLOW};
+    !matches!(error, EACCES | EBADF | EFAULT | ELOOP | ENAMETOOLONG | ENOENT | ENOTDIR | EOVERFLOW)
 }
 
 // Writing without SIGPIPE.

@@ -138,6 +138,15 @@ fn action_of(signo: i32) -> Option<libc::sigaction> {
     }
 }
 
+/// Sets a signal's action. There is no good reason for it to fail, and much hangs on it: it is tried again.
+///
+/// # Safety
+/// `action` is an action that may stand in this process.
+unsafe fn set_action(signo: i32, action: *const libc::sigaction) -> bool {
+    // SAFETY: the caller's promise.
+    (0..3).any(|_| unsafe { libc::sigaction(signo, action, std::ptr::null_mut()) } == 0)
+}
+
 /// The signal exists, and the C library does not keep it to itself.
 pub(crate) fn exists(signo: i32) -> bool {
     (1..COUNT as i32).contains(&signo) && action_of(signo).is_some()
@@ -150,8 +159,8 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
-    /// Installs the handler unless it is there. Only for a signal that [`exists`]. Any thread.
-    pub fn new(signo: i32) -> Watch {
+    /// Installs the handler unless it is there. Only for a signal that [`exists`]. Any thread. The errno where it cannot.
+    pub fn new(signo: i32) -> Result<Watch, i32> {
         let epoch = fork::epoch();
         let entry = &ENTRIES[signo as usize % COUNT];
         let _locked = lock(epoch);
@@ -174,10 +183,12 @@ impl Watch {
             action.sa_sigaction = on_signal as *const () as usize;
             action.sa_flags = libc::SA_RESTART | libc::SA_ONSTACK;
             libc::sigfillset(&mut action.sa_mask);
-            libc::sigaction(signo, &action, std::ptr::null_mut());
+            if !set_action(signo, &action) {
+                return Err(super::errno());
+            }
         }
         entry.state.fetch_add(1, Ordering::SeqCst);
-        Watch { signo, epoch }
+        Ok(Watch { signo, epoch })
     }
 
     /// Ends the watch; the deliveries until then.
@@ -198,7 +209,7 @@ impl Watch {
             // An action that the program has set meanwhile is the program's.
             if action_of(self.signo).is_some_and(|current| is_ours(&current)) {
                 // SAFETY: under the lock; the action was the kernel's answer.
-                unsafe { libc::sigaction(self.signo, entry.before.get(), std::ptr::null_mut()) };
+                unsafe { set_action(self.signo, entry.before.get()) };
             }
             pass_on(self.signo);
         }

@@ -11,17 +11,18 @@ pub(crate) mod modelled;
 
 #[cfg(not(loom))]
 mod real {
+    pub(crate) use crate::sys::thread::Thread;
     pub(crate) use crossbeam_queue::SegQueue;
     use std::sync::PoisonError;
     pub(crate) use std::sync::atomic::{
         AtomicBool, AtomicI32, AtomicI64, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize,
     };
     pub(crate) use std::sync::{Condvar, Mutex, MutexGuard};
-    pub(crate) use std::thread::{JoinHandle, yield_now};
+    pub(crate) use std::thread::yield_now;
 
-    /// Starts a thread.
-    pub(crate) fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> std::io::Result<JoinHandle<()>> {
-        std::thread::Builder::new().name(name.to_owned()).spawn(run)
+    /// Starts a thread with every signal blocked from its first instruction on; its errno.
+    pub(crate) fn spawn(name: &'static std::ffi::CStr, run: impl FnOnce() + Send + 'static) -> Result<Thread, i32> {
+        Thread::spawn(name, run)
     }
 
     /// Waits to be told, or as long. True: so long.

@@ -1,5 +1,8 @@
 //! Threads: who this is, signals kept away, and one thread interrupted.
 
+use libc::c_void;
+use std::ffi::CStr;
+use std::ptr::null_mut;
 use std::sync::OnceLock;
 
 /// The address of this thread's control block: unique among living threads, one instruction. A dead thread's may be reused,
@@ -153,31 +156,108 @@ pub(crate) fn interrupt(thread: i32) {
 }
 
 /// Runs `call` on one of the library's own threads, interrupted when it takes longer than `ns`, and again after as long: a
-/// first interruption may come before it waits.
-pub(crate) fn interrupted_after<T>(ns: u64, call: impl FnOnce() -> T) -> T {
+/// first interruption may come before it waits. -EAGAIN where there is no timer for that.
+pub(crate) fn interrupted_after(ns: u64, call: impl FnOnce() -> i64) -> i64 {
     // SAFETY: local structures; the signal's handler does nothing, and the timer is gone before this function returns.
     unsafe {
         let mut event: libc::sigevent = std::mem::zeroed();
         event.sigev_notify = libc::SIGEV_THREAD_ID;
         event.sigev_signo = interrupt_signal();
         event.sigev_notify_thread_id = id();
-        let mut timer: libc::timer_t = std::ptr::null_mut();
-        let made = event.sigev_signo != 0 && libc::timer_create(libc::CLOCK_MONOTONIC, &mut event, &mut timer) == 0;
-        if made {
-            let period = super::timespec(ns);
-            let spec = libc::itimerspec { it_interval: period, it_value: period };
-            libc::timer_settime(timer, 0, &spec, std::ptr::null_mut());
+        if event.sigev_signo == 0 {
+            return call();
         }
-        let result = call();
-        if made {
-            libc::timer_delete(timer);
+        let mut timer: libc::timer_t = null_mut();
+        if libc::timer_create(libc::CLOCK_MONOTONIC, &mut event, &mut timer) != 0 {
+            return -i64::from(libc::EAGAIN);
         }
+        let period = super::timespec(ns);
+        let spec = libc::itimerspec { it_interval: period, it_value: period };
+        let result = match libc::timer_settime(timer, 0, &spec, null_mut()) {
+            0 => call(),
+            _ => -i64::from(libc::EAGAIN),
+        };
+        libc::timer_delete(timer);
         result
     }
 }
 
+/// Lets time pass; a signal handler may end it early.
+pub(crate) fn pause(ns: u64) {
+    let time = super::timespec(ns);
+    // SAFETY: `time` lives across the call.
+    unsafe { libc::nanosleep(&time, null_mut()) };
+}
+
+/// A thread of the library's own; without [`Thread::join`] it is let go. Rust's own end the process where one of the calls
+/// that make them fails.
+pub(crate) struct Thread(Option<libc::pthread_t>);
+
+// SAFETY: the name of a thread, which any thread may join or let go.
+unsafe impl Send for Thread {}
+// SAFETY: as above; both need the value itself, or an exclusive reference.
+unsafe impl Sync for Thread {}
+
+/// What Rust gives its threads.
+const STACK: usize = 2 << 20;
+
+impl Thread {
+    /// Starts a thread with every signal blocked from its first instruction on; -errno.
+    pub fn spawn<F: FnOnce() + Send + 'static>(name: &'static CStr, run: F) -> Result<Thread, i32> {
+        extern "C" fn begin<F: FnOnce()>(arg: *mut c_void) -> *mut c_void {
+            // SAFETY: the box that `spawn` left to this thread.
+            let (name, run) = *unsafe { Box::from_raw(arg.cast::<(&'static CStr, F)>()) };
+            // SAFETY: a NUL-terminated string.
+            unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr()) };
+            run();
+            null_mut()
+        }
+        let arg = Box::into_raw(Box::new((name, run)));
+        // SAFETY: `attributes` is written by pthread_attr_init before it is used; the box is the new thread's, if there is one.
+        unsafe {
+            let mut attributes = std::mem::MaybeUninit::uninit();
+            let mut thread = std::mem::MaybeUninit::uninit();
+            let mut error = libc::pthread_attr_init(attributes.as_mut_ptr());
+            if error == 0 {
+                libc::pthread_attr_setstacksize(attributes.as_mut_ptr(), STACK);
+                let call = || libc::pthread_create(thread.as_mut_ptr(), attributes.as_ptr(), begin::<F>, arg.cast());
+                error = with_signals_blocked(call);
+                libc::pthread_attr_destroy(attributes.as_mut_ptr());
+            }
+            if error != 0 {
+                drop(Box::from_raw(arg));
+                return Err(error);
+            }
+            Ok(Thread(Some(thread.assume_init())))
+        }
+    }
+
+    /// Waits for the thread's end.
+    pub fn join(mut self) {
+        if let Some(thread) = self.0.take() {
+            // SAFETY: a thread that was neither joined nor let go.
+            unsafe { libc::pthread_join(thread, null_mut()) };
+        }
+    }
+
+    /// Whether it has ended; then it is joined.
+    pub fn has_ended(&mut self) -> bool {
+        // SAFETY: as above.
+        self.0.take_if(|thread| unsafe { libc::pthread_tryjoin_np(*thread, null_mut()) } == 0).is_some()
+    }
+}
+
+impl Drop for Thread {
+    fn drop(&mut self) {
+        if let Some(thread) = self.0.take() {
+            // SAFETY: a thread that was neither joined nor let go.
+            unsafe { libc::pthread_detach(thread) };
+        }
+    }
+}
+
 /// Runs `call` with every signal blocked, so that a thread it starts is born that way.
-pub(crate) fn with_signals_blocked<T>(call: impl FnOnce() -> T) -> T {
+fn with_signals_blocked<T>(call: impl FnOnce() -> T) -> T {
     // SAFETY: local signal sets.
     unsafe {
         let mut all: libc::sigset_t = std::mem::zeroed();

@@ -17,31 +17,31 @@ pub(crate) use loom::cell::UnsafeCell as Racing;
 const STACK: usize = 1 << 15;
 
 /// A thread that can tell whether it has ended.
-pub(crate) struct JoinHandle<T> {
-    inner: loom::thread::JoinHandle<T>,
+pub(crate) struct Thread {
+    inner: loom::thread::JoinHandle<()>,
     ended: std::sync::Arc<Flag>,
 }
 
-impl<T> JoinHandle<T> {
-    pub fn is_finished(&self) -> bool {
+impl Thread {
+    pub fn has_ended(&mut self) -> bool {
         self.ended.load(Ordering::Relaxed)
     }
 
-    pub fn join(self) -> std::thread::Result<T> {
-        self.inner.join()
+    pub fn join(self) {
+        self.inner.join().expect("no panic");
     }
 }
 
 /// Starts a thread.
-pub(crate) fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> std::io::Result<JoinHandle<()>> {
+pub(crate) fn spawn(_: &'static std::ffi::CStr, run: impl FnOnce() + Send + 'static) -> Result<Thread, i32> {
     let ended = std::sync::Arc::new(Flag::new(false));
     let says = ended.clone();
     let run = move || {
         run();
         says.store(true, Ordering::Relaxed);
     };
-    let inner = loom::thread::Builder::new().name(name.to_owned()).stack_size(STACK).spawn(run)?;
-    Ok(JoinHandle { inner, ended })
+    let inner = loom::thread::Builder::new().stack_size(STACK).spawn(run).map_err(|_| libc::EAGAIN)?;
+    Ok(Thread { inner, ended })
 }
 
 /// crossbeam's queue as its documentation and its code have it, no stronger: a push is a release that ends in a sequentially
