@@ -744,7 +744,7 @@ mod models {
             }
             assert_eq!(taken, blocks);
             line.close();
-            threads.into_iter().for_each(|thread| thread.join().expect("no panic"));
+            threads.into_iter().for_each(|thread| thread.join());
             assert!(kernel::is_readable(fd), "the end stays");
         });
     }

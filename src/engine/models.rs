@@ -17,7 +17,7 @@ use crate::driver::Until;
 use crate::driver::threads::{Call, JobCell, Lane, Threads};
 use crate::op::{self, Args, Lookup};
 use crate::sys::sync::modelled::{IMPATIENT, kernel, yield_now};
-use crate::sys::sync::{JoinHandle, Racing};
+use crate::sys::sync::{Racing, Thread};
 use std::ffi::c_void;
 use std::mem::MaybeUninit;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -42,12 +42,12 @@ pub(crate) fn explore_with(preemptions: usize, model: impl Fn() + Sync + Send + 
     println!("{name}: {} executions", count.load(Ordering::Relaxed));
 }
 
-pub(crate) fn spawn(run: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
-    crate::sys::sync::spawn("model", run).expect("a thread")
+pub(crate) fn spawn(run: impl FnOnce() + Send + 'static) -> Thread {
+    crate::sys::sync::spawn(c"model", run).expect("a thread")
 }
 
-fn join(threads: impl IntoIterator<Item = JoinHandle<()>>) {
-    threads.into_iter().for_each(|thread| thread.join().expect("no panic"));
+fn join(threads: impl IntoIterator<Item = Thread>) {
+    threads.into_iter().for_each(|thread| thread.join());
 }
 
 fn shared(max_operations: u32) -> Arc<Shared> {
