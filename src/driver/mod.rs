@@ -140,11 +140,17 @@ pub(crate) trait Driver {
     fn has_work(&self) -> bool;
     /// Whether a turn that does not wait would find anything; what was started is handed over.
     fn has_leftovers(&mut self) -> bool;
-    /// Hands over what was started and waits. -EINTR when a signal ended the wait.
+    /// Hands over what was started and waits, if asked to: only while [`Driver::has_work`] is false. -EINTR when a signal
+    /// ended the wait.
     fn turn(&mut self, core: &mut Core, until: Until) -> Result<(), i32>;
     /// The next outcome that was there when the turn ended, or [`Outcome::NONE`].
     fn next(&mut self, core: &mut Core) -> Outcome;
-    /// The same, if it is the success of a native operation whose end concerns few (see [`Slot::is_quick`]): slot, index and result. None: ask [`Driver::next`].
+    /// Surely has no more outcomes in this turn.
+    #[inline(always)]
+    fn is_drained(&mut self) -> bool {
+        false
+    }
+    /// The same as [`Driver::next`], if it is the success of a native operation whose end concerns few (see [`Slot::is_quick`]): slot, index and result. None: ask [`Driver::next`].
     #[inline(always)]
     fn next_quick<'a>(&mut self, _: &'a mut Core) -> Option<(&'a mut Slot, u32, i64)> {
         None

@@ -580,6 +580,7 @@ fn lent_recvmsg(args: &Args, buffer: *mut u8, size: u32) -> Decision {
             payloadlen: result as u32,
             flags: msg.msg_flags as u32 & !CLOEXEC,
         };
+        sys::checkers::show(buffer, size_of::<upcall_msg>());
         // SAFETY: the buffer is the pool's and has room for the header (checked above); it may be unaligned.
         unsafe { buffer.cast::<upcall_msg>().write_unaligned(out) };
     }
