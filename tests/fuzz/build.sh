@@ -26,5 +26,5 @@ for part in boundary objects operations; do
         -fno-sanitize-recover=undefined -fno-omit-frame-pointer -I"$root/include" -I"$folder" \
         -c "$here/$part.c" -o "$folder/$part.o"
 done
-clang -fsanitize=fuzzer,address,undefined "$folder"/boundary.o "$folder"/objects.o "$folder"/operations.o \
+clang -fsanitize=fuzzer,address,undefined -Wl,--wrap=dlsym "$folder"/boundary.o "$folder"/objects.o "$folder"/operations.o \
     "$folder/cargo/$host/release/libupcall.a" -lpthread -ldl -lm -o "$folder/boundary"

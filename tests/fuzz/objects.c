@@ -24,6 +24,7 @@
 #include <sys/timerfd.h>
 #include <sys/uio.h>
 #include <sys/un.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 
 #define BASE 200
@@ -94,6 +95,7 @@ static void make_file(void) {
     for (int i = 0; i < 150; i++)
         MUST(write(fd, text, 64) == 64, "write: %s", strerror(errno));
     MUST(lseek(fd, 0, SEEK_SET) == 0, "lseek");
+    (void)!fsetxattr(fd, "user.a", text, 8, 0);
     put(FILE_RW, fd);
 }
 
