@@ -147,6 +147,18 @@ def targets():
         yield "memory of an idle loop", "memory-loop loops=32", ours, OTHERS, 1.0
 
 
+def label_of(who):
+    return who[2] if isinstance(who, tuple) else who
+
+
+def check_targets():
+    known = {row.name: {label_of(who) for who in row.contestants} for row in rows()}
+    for what, name, ours, against, *_ in targets():
+        for label in [ours, *(against if isinstance(against, list) else [against])]:
+            if label not in known.get(name, ()) and not (isinstance(against, list) and len(against) > 1):
+                sys.exit(f"run.py: {what}: no {label} in the row '{name}'")
+
+
 class Bench:
     def __init__(self, options):
         self.options = options
@@ -202,11 +214,15 @@ class Bench:
             return None
         if command[0] == "fio":
             report = json.loads(done.stdout[done.stdout.index("{"):])
-            self.versions["fio"] = report["fio version"]
+            self.versions["fio"] = report["fio version"].removeprefix("fio-")
             read = report["jobs"][0]["read"]
             return {"ns": 1e9 / read["iops"], "ops": read["total_ios"]}
         sample = json.loads(done.stdout.splitlines()[-1])
-        self.versions[who[0]] = sample.pop("version")
+        version = sample.pop("version")
+        if re.fullmatch(r"\d{6}", version):  # Asio's
+            version = f"{int(version) // 100000}.{int(version) // 100 % 1000}.{int(version) % 100}"
+        if version[0].isdigit():
+            self.versions["Upcall" if who[0] in UPCALL else who[0]] = version
         sample.pop("workload"), sample.pop("contestant")
         return sample
 
@@ -219,7 +235,7 @@ class Bench:
                 sample = self.turn(row, who)
                 if sample:
                     samples[who[2]].append(sample)
-        return {label: [{k: v for k, v in s.items()} for s in all] for label, all in samples.items() if all}
+        return {label: all for label, all in samples.items() if all}
 
 
 def values(result, label, metric):
@@ -293,12 +309,15 @@ def target_lines(results):
             yield what, ours, other, wanted, found
 
 
-def write_documents(results, machine, directory):
-    directory.mkdir(parents=True, exist_ok=True)
-    path = directory / "results.json"
-    path.write_text(json.dumps({"machine": machine, "rows": list(results.values())}, indent=1) + "\n")
+PICTURES = {"nop": "NOP by batch", "read": "4 KiB random reads by depth", "lockstep": "Echo in lockstep by connections",
+            "echo": "Echo on two cores by connections", "latency": "Echo: latency percentiles", "batching": "Batching: theory and measurement"}
+
+
+def write_documents(results, batching, machine, directory):
+    whole = {"machine": machine, "batching": batching, "rows": list(results.values())}
+    (directory / "results.json").write_text(json.dumps(whole, indent=1) + "\n")
     text = [f"Measured on {machine['date']}: {machine['cpu']}, {machine['cores']} cores, Linux {machine['kernel']}. "
-            f"Versions: {', '.join(f'{k} {v}' for k, v in sorted(machine['versions'].items()) if v != 'plain system calls')}.", ""]
+            f"Versions: {', '.join(f'{k} {v}' for k, v in sorted(machine['versions'].items()))}.", ""]
     lines = list(target_lines(results))
     if lines:
         text += ["### Figures to reach", "",
@@ -311,6 +330,13 @@ def write_documents(results, machine, directory):
             backend = re.sub(r"^Upcall, (io_uring|epoll).*", r"\1", ours)
             text.append(f"| {what} | {backend} | {other} | {f'{wanted:.2f}' if wanted else '-'} | {reached} | {found[1]:.2f} - {found[2]:.2f} |")
         text += ["", "In bold: not reached.", ""]
+    if batching:
+        text += [f"Batching: t_s {batching['t_s']:.0f} ns, t_k {batching['t_k']:.0f} ns, t_r {batching['t_r']:.1f} ns; io_uring_enter "
+                 f"{batching['t_enter']:.0f} ns, an entry {batching['t_entry']:.1f} ns.", ""]
+        text += [f"- {curve['title']}: B* = {curve['break_even']:.2f}" for curve in batching["curves"]] + [""]
+    for name, title in PICTURES.items():
+        if (directory / f"{name}.svg").exists():
+            text += [f"![{title}]({directory.name}/{name}.svg)", ""]
     text += ["### All rows", ""]
     for result in results.values():
         for metric, unit in result["metrics"]:
@@ -456,6 +482,7 @@ def main():
     if set(only) - set(groups):
         sys.exit(f"--only: {', '.join(sorted(set(only) - set(groups)))}? There are: {', '.join(groups)}")
     chosen = [row for row in rows() if (not only or row.group in only) and (row.quick or only or not options.quick)]
+    check_targets()
     if options.list:
         for row in chosen:
             print(f"{row.name:60} {row.rounds} x {len(row.contestants)}")
@@ -504,12 +531,9 @@ def main():
         order = {row.name: i for i, row in enumerate(rows())}
         results = {name: results[name] for name in sorted(results, key=lambda n: order.get(n, len(order)))}
         about = machine(bench)
-        write_documents(results, about, out)
-        if batching:
-            whole = json.loads((out / "results.json").read_text())
-            whole["batching"] = batching
-            (out / "results.json").write_text(json.dumps(whole, indent=1) + "\n")
+        out.mkdir(parents=True, exist_ok=True)
         draw(results, batching, out)
+        write_documents(results, batching, about, out)
         print(f"written: {out}")
 
 
