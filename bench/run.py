@@ -387,6 +387,12 @@ def draw(results, batching, directory):
         figure.savefig(directory / f"{name}.svg", metadata={"Date": None})
         plt.close(figure)
 
+    def logarithmic(axes, name, ticks):
+        axes.set_xscale("log")
+        axes.set_xticks(ticks, [str(t) for t in ticks])
+        axes.minorticks_off()
+        axes.set_xlabel(name)
+
     def curves(axes, chosen, axis, metric, scale=lambda y: y):
         lines = {}
         for result in chosen:
@@ -397,8 +403,7 @@ def draw(results, batching, directory):
         for label, points in lines.items():
             points.sort()
             axes.plot(*zip(*points), label=label, **style(label))
-        axes.set_xscale("log", base=2 if axis != "connections" else 10)
-        axes.set_xlabel(axis)
+        logarithmic(axes, axis, sorted({x for points in lines.values() for x, _ in points}))
 
     def of(group, **parameters):
         return [r for r in results.values() if r["group"] == group and all(r["parameters"].get(k) == v for k, v in parameters.items())]
@@ -453,9 +458,8 @@ def draw(results, batching, directory):
                     axes.plot(sizes, [p[name] for p in curve["points"]], marker="o", label=name)
             if curve.get("break_even"):
                 axes.axvline(curve["break_even"], color="gray", linestyle=":", label=f"B* = {curve['break_even']:.2f}")
-            axes.set_xscale("log", base=2)
+            logarithmic(axes, "batch", sizes[::2])
             axes.set_yscale("log")
-            axes.set_xlabel("batch")
             axes.set_ylabel("ns per operation")
             axes.set_title(curve["title"], fontsize=9)
             axes.legend(fontsize=7)
