@@ -3,7 +3,7 @@
 BUILD ?= build/release
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
-.PHONY: demo test test-masks test-kernels bench bench-quick bench-steady clean
+.PHONY: demo test test-masks test-kernels test-races soak bench bench-quick bench-steady clean
 
 demo:
 	tools/setup.sh build
@@ -30,6 +30,23 @@ test-kernels:
 	cmake -S . -B $(BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release
 	cmake --build $(BUILD) --target upcall_cargo
 	tests/kernels/run.sh $(BUILD) $(KERNELS)
+
+# Ten million races of cancel and completion for each kind of wait, and the other races for a minute each: some hours.
+RACES ?= 10000000
+test-races:
+	tools/setup.sh test
+	cmake -S . -B $(BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release
+	cmake --build $(BUILD)
+	tests/races/run.sh $(BUILD) $(RACES)
+
+# Everything at once, for an hour on each backend: SOAK_SECONDS=600 for ten minutes.
+SOAK_SECONDS ?= 3600
+soak:
+	tools/setup.sh test
+	cmake -S . -B $(BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release
+	cmake --build $(BUILD) --target soak
+	$(BUILD)/tests/soak --backend io_uring --seconds $(SOAK_SECONDS)
+	$(BUILD)/tests/soak --backend epoll --seconds $(SOAK_SECONDS)
 
 # Every pair in turns, about twelve minutes on a machine that has nothing else to do; writes docs/bench and the tables of
 # docs/performance.md. ONLY="nop read" for some of it; bench-quick writes nothing and proves nothing about speed.

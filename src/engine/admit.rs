@@ -9,7 +9,7 @@ use crate::engine::check;
 use crate::engine::descriptors::Descriptors;
 use crate::op::side::Side;
 use crate::op::{self, Args, OpDef, Refusal};
-use crate::sys;
+use crate::sys::{self, checkers};
 use std::mem::MaybeUninit;
 use std::sync::Arc;
 
@@ -23,6 +23,19 @@ pub(super) fn copy_metadata(def: &OpDef, operation: &upcall_op, args: &mut Args,
     if let Some(copy) = def.copy {
         copy(args, side, !operation.buffers.is_null());
     }
+}
+
+/// Tells memory checkers what an operation may touch. Any thread.
+pub(super) fn watch(def: &OpDef, operation: &upcall_op, side: &mut Side) {
+    let inward = def.is(op::INWARD);
+    if def.is(op::MOVES) && !def.is(op::TWO_FDS) && operation.buffers.is_null() {
+        if def.is(op::VECTOR) {
+            side.iov.iter().for_each(|part| side.watched.add_data(part.iov_base as u64, part.iov_len as u64, inward));
+        } else {
+            side.watched.add_data(operation.addr, operation.len, inward);
+        }
+    }
+    op::results(operation).into_iter().for_each(|(at, len)| side.watched.add_result(at, len));
 }
 
 /// Enters the pool an operation names. Any thread.
@@ -75,7 +88,7 @@ type Ids<'a> = Option<&'a mut [MaybeUninit<u64>]>;
 
 impl<D: Driver> Engine<D> {
     /// Accepts all of a submit of the owner thread, or none.
-    #[inline]
+    #[inline(always)]
     pub fn submit(&mut self, ops: &[upcall_op], ids: Ids) -> Result<(), Refusal> {
         let needs = check::submission(ops, &self.core.shared)?;
         let enough = ops.len() <= u32::MAX as usize && self.ensure_slots(ops.len() as u32);
@@ -103,7 +116,7 @@ impl<D: Driver> Engine<D> {
                 ids[number].write(id);
             }
             let slot = &mut self.core.slots[index];
-            if slot.bits & bits::SLOW != 0 || def.copy.is_some() || (OPTIONS && operation.timeout_ns != 0) {
+            if slot.bits & bits::SLOW != 0 || def.is(op::COPIES) || (OPTIONS && operation.timeout_ns != 0) {
                 slot.rung = rung::IDLE;
                 self.fill_more(index, operation, def, at, false)?;
                 self.start(index);
@@ -184,13 +197,12 @@ impl<D: Driver> Engine<D> {
         let kind = operation.kind as usize % op::KINDS;
         let def = op::of(kind as u8);
         let slot = &mut self.core.slots[index];
-        let id = slot.open();
-        // Without arguments there is nothing to replay; only the descriptor that others look for must be none.
-        if def.is(op::NO_ARGS) {
-            slot.args.fd_word.store(-1, std::sync::atomic::Ordering::Relaxed);
-        } else {
-            slot.args.fill(operation);
+        // Without arguments there is nothing to replay, and a free slot names no descriptor.
+        if !def.is(op::NO_ARGS) {
+            slot.args.fill(operation, def);
         }
+        // Not before: who finds the id in a slot looks at the descriptor next to it.
+        let id = slot.open();
         slot.callback = operation.callback;
         slot.user = operation.user;
         if OPTIONS {
@@ -217,7 +229,7 @@ impl<D: Driver> Engine<D> {
         at: u64,
         parked: bool,
     ) -> Result<(), Refusal> {
-        if def.copy.is_some() || !operation.buffers.is_null() {
+        if def.is(op::COPIES) || !operation.buffers.is_null() {
             self.core.side(index);
             let (slot, side) = self.core.both(index);
             if let Some(side) = side {
@@ -225,6 +237,9 @@ impl<D: Driver> Engine<D> {
                 borrow_pool(operation, side)?;
                 self.watch_pool(index);
             }
+        }
+        if checkers::any() {
+            watch(def, operation, self.core.side(index));
         }
         if def.is(op::TIMER) {
             self.core.slots[index].args.offset = at;
@@ -304,7 +319,7 @@ impl<D: Driver> Engine<D> {
             let index = super::slot::index_of(one.id);
             let def = op::of(one.op.kind as u8);
             let slot = &mut self.core.slots[index];
-            slot.args = one.args;
+            slot.args.take(&one.args);
             slot.side = NONE;
             if let Some(side) = one.side {
                 slot.side = self.core.sides.add(side);
@@ -556,7 +571,7 @@ impl<D: Driver> Engine<D> {
     pub(super) fn cancel_accepted(&mut self, id: u64) -> bool {
         let Some(index) = self.core.slots.find(id) else { return false };
         if self.core.slots[index].state == State::Inbox {
-            self.early_cancels.push(id);
+            self.early_cancels.insert(id);
         } else {
             self.cancel_operation(index, bits::ASKED);
         }
@@ -567,8 +582,7 @@ impl<D: Driver> Engine<D> {
     fn cancel_early(&mut self, indexes: &[u32]) {
         for &index in indexes {
             let id = self.core.slots[index].id();
-            if let Some(position) = self.early_cancels.iter().position(|&early| early == id) {
-                self.early_cancels.swap_remove(position);
+            if self.early_cancels.remove(&id) {
                 self.cancel_operation(index, bits::ASKED);
             }
         }
@@ -576,13 +590,7 @@ impl<D: Driver> Engine<D> {
 
     /// Cancels everything on a descriptor; returns how many were asked.
     pub fn cancel_fd(&mut self, fd: i32) -> i32 {
-        // A turn takes in a bounded share; here every operation counts.
-        for _ in 0..1024 {
-            if !self.core.shared.has_messages() {
-                break;
-            }
-            self.take_in();
-        }
+        self.take_in_everything();
         if fd < 0 {
             return 0;
         }
@@ -590,9 +598,19 @@ impl<D: Driver> Engine<D> {
         self.cancel_each(found)
     }
 
+    /// A turn takes in a bounded share; where every operation counts it is all, but for senders who never stop.
+    fn take_in_everything(&mut self) {
+        for _ in 0..1024 {
+            if !self.core.shared.has_messages() {
+                break;
+            }
+            self.take_in();
+        }
+    }
+
     /// Cancels everything; returns how many were asked.
     pub fn cancel_all(&mut self) -> i32 {
-        self.take_in();
+        self.take_in_everything();
         let found = self.core.slots.table().ids_in_flight(None);
         // The newest first: the kernel finds it at the head of a chain that it searches (20,000: 4 s the other way).
         let found = found.into_iter().rev().map(super::slot::index_of).collect();

@@ -18,6 +18,8 @@ pub(crate) struct Descriptor {
     pub cursor_out: u16,
     pub cursor_waiting: u32,
     pub class: Class,
+    /// A file opened with O_DIRECT, as far as anyone asked.
+    direct: Option<bool>,
     /// The operation that closes it; NONE: none does.
     pub closer: u32,
     /// The epoll driver's: see there.
@@ -46,6 +48,7 @@ const EMPTY: Descriptor = Descriptor {
     cursor_out: 0,
     cursor_waiting: 0,
     class: Class::Unknown,
+    direct: None,
     closer: NONE,
     interest: 0,
 };
@@ -165,6 +168,15 @@ impl Descriptors {
                 }
                 descriptor.class
             }
+        }
+    }
+
+    /// A file opened with O_DIRECT, asked once per stretch of use.
+    #[inline(always)]
+    pub fn is_direct_file(&mut self, fd: i32) -> bool {
+        match self.get(fd) {
+            None => sys::is_direct_file(fd),
+            Some(descriptor) => *descriptor.direct.get_or_insert_with(|| sys::is_direct_file(fd)),
         }
     }
 
