@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 """Runs the contestants in turns and compares the medians.
 
-    run.py [--build DIR] [--only WORKLOAD[,WORKLOAD...]] [--quick] [--out DIR] [--list]
+    run.py [--build DIR] [--only GROUP[,GROUP...]] [--quick] [--rounds N] [--out DIR] [--list]
 
 The contestants of a row take turns, A B C A B C ..., each turn a process of its own, so that what drifts drifts for all. What is
 printed for a row is the median of the turns and their spread (lowest to highest); a ratio is the median of the ratios of turns
@@ -49,10 +49,10 @@ def rows():
                 who.append("blocking")
             if depth in (1, 64):
                 who.append("fio")
-            yield Row("read", "read", who, quick=depth == 64, direct=direct, depth=depth, seconds=0.3)
+            yield Row("read", "read", who, quick=depth == 64, direct=direct, depth=depth, seconds=0.2)
     for message in SIZES:
         for connections in (1, 64, 1000, 8000):
-            yield Row("lockstep", "lockstep", SERVERS, quick=(connections, message) == (64, 64), rounds=5 if connections < 8000 else 3,
+            yield Row("lockstep", "lockstep", SERVERS, quick=(connections, message) == (64, 64), rounds=5 if message == 64 and connections < 8000 else 3,
                       connections=connections, message=message, seconds=0.2)
     for family in ("unix", "udp"):
         yield Row("lockstep", "lockstep", SERVERS, family=family, connections=64, message=64, seconds=0.2)
@@ -66,7 +66,7 @@ def rows():
                 who.append((RING, {"spin": 50000}, f"{RING}, spin_ns"))
                 who.append((EPOLL, {"spin": 50000}, f"{EPOLL}, spin_ns"))
             yield Row("echo", "echo", who, "per_second", "per second", 5 if (connections, message) in ((1, 64), (64, 64)) else 3,
-                      quick=(connections, message) == (64, 64), cores="two", connections=connections, message=message, seconds=0.3)
+                      quick=(connections, message) == (64, 64), cores="two", connections=connections, message=message, seconds=0.25)
     yield Row("connect", "connect", SERVERS, quick=True, seconds=0.25)
     files = ["liburing", "blocking", "libuv", RING, EPOLL]
     for workload, depth in (("stat", 64), ("small", 64), ("append", 8)):
@@ -229,7 +229,7 @@ class Bench:
     def run(self, row):
         contestants = [who if isinstance(who, tuple) else (who, {}, who) for who in row.contestants]
         samples = {who[2]: [] for who in contestants}
-        rounds = min(row.rounds, 3) if self.options.quick else row.rounds
+        rounds = self.options.rounds or (min(row.rounds, 3) if self.options.quick else row.rounds)
         for _ in range(rounds):
             for who in contestants:
                 sample = self.turn(row, who)
@@ -477,6 +477,7 @@ def main():
     parser.add_argument("--build", default="build/release", help="the build's folder")
     parser.add_argument("--only", default="", help="groups of rows: nop,read,lockstep,... (see --list)")
     parser.add_argument("--quick", action="store_true", help="few rows, short turns: to see that all works, not for figures")
+    parser.add_argument("--rounds", type=int, help="turns of each contestant, instead of 1, 3 or 5 as the row says")
     parser.add_argument("--out", help="where results.json and the pictures go")
     parser.add_argument("--data", help="where the files to read are made: on the disk to be measured")
     parser.add_argument("--list", action="store_true", help="the rows, and how many turns they take")
