@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 """Runs the contestants in turns and compares the medians.
 
-    run.py [--build DIR] [--only WORKLOAD[,WORKLOAD...]] [--quick] [--out DIR] [--list]
+    run.py [--build DIR] [--only GROUP[,GROUP...]] [--quick] [--rounds N] [--out DIR] [--list]
 
 The contestants of a row take turns, A B C A B C ..., each turn a process of its own, so that what drifts drifts for all. What is
 printed for a row is the median of the turns and their spread (lowest to highest); a ratio is the median of the ratios of turns
@@ -49,10 +49,10 @@ def rows():
                 who.append("blocking")
             if depth in (1, 64):
                 who.append("fio")
-            yield Row("read", "read", who, quick=depth == 64, direct=direct, depth=depth, seconds=0.3)
+            yield Row("read", "read", who, quick=depth == 64, direct=direct, depth=depth, seconds=0.2)
     for message in SIZES:
         for connections in (1, 64, 1000, 8000):
-            yield Row("lockstep", "lockstep", SERVERS, quick=(connections, message) == (64, 64), rounds=5 if connections < 8000 else 3,
+            yield Row("lockstep", "lockstep", SERVERS, quick=(connections, message) == (64, 64), rounds=5 if message == 64 and connections < 8000 else 3,
                       connections=connections, message=message, seconds=0.2)
     for family in ("unix", "udp"):
         yield Row("lockstep", "lockstep", SERVERS, family=family, connections=64, message=64, seconds=0.2)
@@ -66,7 +66,7 @@ def rows():
                 who.append((RING, {"spin": 50000}, f"{RING}, spin_ns"))
                 who.append((EPOLL, {"spin": 50000}, f"{EPOLL}, spin_ns"))
             yield Row("echo", "echo", who, "per_second", "per second", 5 if (connections, message) in ((1, 64), (64, 64)) else 3,
-                      quick=(connections, message) == (64, 64), cores="two", connections=connections, message=message, seconds=0.3)
+                      quick=(connections, message) == (64, 64), cores="two", connections=connections, message=message, seconds=0.25)
     yield Row("connect", "connect", SERVERS, quick=True, seconds=0.25)
     files = ["liburing", "blocking", "libuv", RING, EPOLL]
     for workload, depth in (("stat", 64), ("small", 64), ("append", 8)):
@@ -147,6 +147,18 @@ def targets():
         yield "memory of an idle loop", "memory-loop loops=32", ours, OTHERS, 1.0
 
 
+def label_of(who):
+    return who[2] if isinstance(who, tuple) else who
+
+
+def check_targets():
+    known = {row.name: {label_of(who) for who in row.contestants} for row in rows()}
+    for what, name, ours, against, *_ in targets():
+        for label in [ours, *(against if isinstance(against, list) else [against])]:
+            if label not in known.get(name, ()) and not (isinstance(against, list) and len(against) > 1):
+                sys.exit(f"run.py: {what}: no {label} in the row '{name}'")
+
+
 class Bench:
     def __init__(self, options):
         self.options = options
@@ -202,24 +214,28 @@ class Bench:
             return None
         if command[0] == "fio":
             report = json.loads(done.stdout[done.stdout.index("{"):])
-            self.versions["fio"] = report["fio version"]
+            self.versions["fio"] = report["fio version"].removeprefix("fio-")
             read = report["jobs"][0]["read"]
             return {"ns": 1e9 / read["iops"], "ops": read["total_ios"]}
         sample = json.loads(done.stdout.splitlines()[-1])
-        self.versions[who[0]] = sample.pop("version")
+        version = sample.pop("version")
+        if re.fullmatch(r"\d{6}", version):  # Asio's
+            version = f"{int(version) // 100000}.{int(version) // 100 % 1000}.{int(version) % 100}"
+        if version[0].isdigit():
+            self.versions["Upcall" if who[0] in UPCALL else who[0]] = version
         sample.pop("workload"), sample.pop("contestant")
         return sample
 
     def run(self, row):
         contestants = [who if isinstance(who, tuple) else (who, {}, who) for who in row.contestants]
         samples = {who[2]: [] for who in contestants}
-        rounds = min(row.rounds, 3) if self.options.quick else row.rounds
+        rounds = self.options.rounds or (min(row.rounds, 3) if self.options.quick else row.rounds)
         for _ in range(rounds):
             for who in contestants:
                 sample = self.turn(row, who)
                 if sample:
                     samples[who[2]].append(sample)
-        return {label: [{k: v for k, v in s.items()} for s in all] for label, all in samples.items() if all}
+        return {label: all for label, all in samples.items() if all}
 
 
 def values(result, label, metric):
@@ -293,12 +309,15 @@ def target_lines(results):
             yield what, ours, other, wanted, found
 
 
-def write_documents(results, machine, directory):
-    directory.mkdir(parents=True, exist_ok=True)
-    path = directory / "results.json"
-    path.write_text(json.dumps({"machine": machine, "rows": list(results.values())}, indent=1) + "\n")
+PICTURES = {"nop": "NOP by batch", "read": "4 KiB random reads by depth", "lockstep": "Echo in lockstep by connections",
+            "echo": "Echo on two cores by connections", "latency": "Echo: latency percentiles", "batching": "Batching: theory and measurement"}
+
+
+def write_documents(results, batching, machine, directory):
+    whole = {"machine": machine, "batching": batching, "rows": list(results.values())}
+    (directory / "results.json").write_text(json.dumps(whole, indent=1) + "\n")
     text = [f"Measured on {machine['date']}: {machine['cpu']}, {machine['cores']} cores, Linux {machine['kernel']}. "
-            f"Versions: {', '.join(f'{k} {v}' for k, v in sorted(machine['versions'].items()) if v != 'plain system calls')}.", ""]
+            f"Versions: {', '.join(f'{k} {v}' for k, v in sorted(machine['versions'].items()))}.", ""]
     lines = list(target_lines(results))
     if lines:
         text += ["### Figures to reach", "",
@@ -311,6 +330,13 @@ def write_documents(results, machine, directory):
             backend = re.sub(r"^Upcall, (io_uring|epoll).*", r"\1", ours)
             text.append(f"| {what} | {backend} | {other} | {f'{wanted:.2f}' if wanted else '-'} | {reached} | {found[1]:.2f} - {found[2]:.2f} |")
         text += ["", "In bold: not reached.", ""]
+    if batching:
+        text += [f"Batching: t_s {batching['t_s']:.0f} ns, t_k {batching['t_k']:.0f} ns, t_r {batching['t_r']:.1f} ns; io_uring_enter "
+                 f"{batching['t_enter']:.0f} ns, an entry {batching['t_entry']:.1f} ns.", ""]
+        text += [f"- {curve['title']}: B* = {curve['break_even']:.2f}" for curve in batching["curves"]] + [""]
+    for name, title in PICTURES.items():
+        if (directory / f"{name}.svg").exists():
+            text += [f"![{title}]({directory.name}/{name}.svg)", ""]
     text += ["### All rows", ""]
     for result in results.values():
         for metric, unit in result["metrics"]:
@@ -361,6 +387,12 @@ def draw(results, batching, directory):
         figure.savefig(directory / f"{name}.svg", metadata={"Date": None})
         plt.close(figure)
 
+    def logarithmic(axes, name, ticks):
+        axes.set_xscale("log")
+        axes.set_xticks(ticks, [str(t) for t in ticks])
+        axes.minorticks_off()
+        axes.set_xlabel(name)
+
     def curves(axes, chosen, axis, metric, scale=lambda y: y):
         lines = {}
         for result in chosen:
@@ -371,8 +403,7 @@ def draw(results, batching, directory):
         for label, points in lines.items():
             points.sort()
             axes.plot(*zip(*points), label=label, **style(label))
-        axes.set_xscale("log", base=2 if axis != "connections" else 10)
-        axes.set_xlabel(axis)
+        logarithmic(axes, axis, sorted({x for points in lines.values() for x, _ in points}))
 
     def of(group, **parameters):
         return [r for r in results.values() if r["group"] == group and all(r["parameters"].get(k) == v for k, v in parameters.items())]
@@ -427,9 +458,8 @@ def draw(results, batching, directory):
                     axes.plot(sizes, [p[name] for p in curve["points"]], marker="o", label=name)
             if curve.get("break_even"):
                 axes.axvline(curve["break_even"], color="gray", linestyle=":", label=f"B* = {curve['break_even']:.2f}")
-            axes.set_xscale("log", base=2)
+            logarithmic(axes, "batch", sizes[::2])
             axes.set_yscale("log")
-            axes.set_xlabel("batch")
             axes.set_ylabel("ns per operation")
             axes.set_title(curve["title"], fontsize=9)
             axes.legend(fontsize=7)
@@ -447,6 +477,7 @@ def main():
     parser.add_argument("--build", default="build/release", help="the build's folder")
     parser.add_argument("--only", default="", help="groups of rows: nop,read,lockstep,... (see --list)")
     parser.add_argument("--quick", action="store_true", help="few rows, short turns: to see that all works, not for figures")
+    parser.add_argument("--rounds", type=int, help="turns of each contestant, instead of 1, 3 or 5 as the row says")
     parser.add_argument("--out", help="where results.json and the pictures go")
     parser.add_argument("--data", help="where the files to read are made: on the disk to be measured")
     parser.add_argument("--list", action="store_true", help="the rows, and how many turns they take")
@@ -456,6 +487,7 @@ def main():
     if set(only) - set(groups):
         sys.exit(f"--only: {', '.join(sorted(set(only) - set(groups)))}? There are: {', '.join(groups)}")
     chosen = [row for row in rows() if (not only or row.group in only) and (row.quick or only or not options.quick)]
+    check_targets()
     if options.list:
         for row in chosen:
             print(f"{row.name:60} {row.rounds} x {len(row.contestants)}")
@@ -504,12 +536,9 @@ def main():
         order = {row.name: i for i, row in enumerate(rows())}
         results = {name: results[name] for name in sorted(results, key=lambda n: order.get(n, len(order)))}
         about = machine(bench)
-        write_documents(results, about, out)
-        if batching:
-            whole = json.loads((out / "results.json").read_text())
-            whole["batching"] = batching
-            (out / "results.json").write_text(json.dumps(whole, indent=1) + "\n")
+        out.mkdir(parents=True, exist_ok=True)
         draw(results, batching, out)
+        write_documents(results, batching, about, out)
         print(f"written: {out}")
 
 

@@ -106,12 +106,10 @@ struct bench_posts {
     void (*close)(void);
 };
 extern uint64_t bench_posted;
-/* The queue that a program puts beside a wake-up (uv_async_t and the like): nodes from one block, a lock, taken as a whole. */
-struct bench_message {
-    struct bench_message *next;
-};
-struct bench_message *bench_queue_push(void); /* appends one; what was there before: NULL means that a wake-up is needed */
-uint64_t bench_queue_take(void);              /* all of them; how many */
+/* The queue that a program puts beside a wake-up (uv_async_t and the like), which coalesces: first in, first out, behind a lock,
+ * taken as a whole; the link is part of the message, so nothing is allocated; each has a function that handles it. */
+bool bench_queue_push(void); /* appends one; true: the queue was empty, so a wake-up is needed */
+void bench_queue_run(void);  /* takes what is there and handles it, which adds to bench_posted */
 
 struct bench_contestant {
     const char *name;

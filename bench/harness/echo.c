@@ -41,7 +41,8 @@ static const struct bench_server *server;
 static struct sockaddr_storage address;
 static socklen_t address_length = sizeof address;
 
-static int open_server(void) {
+/* `ends`: how many ends of each connection this process has. */
+static int open_server(size_t ends) {
     const char *family = bench_text("family", "tcp");
     message = (size_t)bench_number("message", 64);
     connections = (size_t)bench_number("connections", 64);
@@ -57,8 +58,7 @@ static int open_server(void) {
         bench_skip("no such server");
     struct rlimit files;
     bench_call(getrlimit(RLIMIT_NOFILE, &files), "getrlimit");
-    size_t needed = connections * 2 + 64;
-    if (files.rlim_cur < needed)
+    if (files.rlim_cur < connections * ends + 64)
         bench_skip("RLIMIT_NOFILE is too low for so many connections");
     int fd = (int)bench_call(socket(local ? AF_UNIX : AF_INET,
                                     (datagrams ? SOCK_DGRAM : SOCK_STREAM) | SOCK_NONBLOCK | SOCK_CLOEXEC, 0), "socket");
@@ -205,8 +205,9 @@ static void lockstep_end(void) {
 }
 
 void echo_lockstep(void) {
-    int fd = open_server();
-    enum { WARM = 8, MOST = 1 << 20 };
+    int fd = open_server(2);
+    enum { MOST = 1 << 20 };
+    uint64_t warm = connections < 1000 ? 8 : 2;
     char *text = make_message(), *back = bench_memory(message);
     pin("cpu", 0);
     if (bench_number("syscalls", 0)) {
@@ -217,10 +218,10 @@ void echo_lockstep(void) {
             raise(SIGSTOP);
             server->start(fd, message);
             connect_all();
-            for (uint64_t i = 0; i < WARM; i++)
+            for (uint64_t i = 0; i < warm; i++)
                 lockstep_round(i, text, back, false);
             for (uint64_t i = 0; i < rounds; i++)
-                lockstep_round(WARM + i, text, back, true);
+                lockstep_round(warm + i, text, back, true);
             _exit(0);
         }
         /* What reads the clock without a vDSO is not the server's. */
@@ -233,11 +234,11 @@ void echo_lockstep(void) {
     size_t rounds = 0, most = (size_t)bench_number("rounds", MOST);
     server->start(fd, message);
     connect_all();
-    for (uint64_t i = 0; i < WARM; i++)
+    for (uint64_t i = 0; i < warm; i++)
         lockstep_round(i, text, back, false);
     uint64_t until = bench_now() + (uint64_t)(atof(bench_text("seconds", "0.3")) * 1e9);
     do {
-        took[rounds] = (double)lockstep_round(WARM + rounds, text, back, false) / (double)connections;
+        took[rounds] = (double)lockstep_round(warm + rounds, text, back, false) / (double)connections;
         total += took[rounds++];
     } while (rounds < most && rounds < MOST && bench_now() < until);
     lockstep_end();
@@ -389,7 +390,7 @@ static void join(pid_t child) {
 
 /* A load that died closes its connections, which ends the server, so that nothing hangs. */
 void echo_throughput(void) {
-    int fd = open_server();
+    int fd = open_server(1);
     if (datagrams)
         bench_skip("datagrams are measured in lockstep");
     struct load_result *result = mmap(NULL, sizeof *result, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
@@ -432,12 +433,12 @@ static void one_each(void *unused) {
 }
 
 void echo_idle(void) {
-    int fd = open_server();
+    int fd = open_server(1);
     if (datagrams)
         bench_skip("datagrams have no connections");
     pin("cpu", 0);
+    long before = resident(); /* the loop and its buffers are shared out among the connections */
     server->start(fd, message);
-    long before = resident();
     pid_t child = beside(one_each, NULL);
     while (bench_connections < connections || bench_echoed < connections * message)
         server->turn();

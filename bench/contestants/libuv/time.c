@@ -39,7 +39,7 @@ static uv_async_t wake;
 
 static void on_wake(uv_async_t *async) {
     (void)async;
-    bench_posted += bench_queue_take();
+    bench_queue_run();
 }
 
 static void posts_open(void) {
@@ -49,7 +49,7 @@ static void posts_open(void) {
 
 static void post(unsigned thread) {
     (void)thread;
-    if (!bench_queue_push())
+    if (bench_queue_push())
         uv_async_send(&wake);
 }
 
