@@ -304,7 +304,7 @@ impl<D: Driver> Engine<D> {
             let index = super::slot::index_of(one.id);
             let def = op::of(one.op.kind as u8);
             let slot = &mut self.core.slots[index];
-            slot.args = one.args;
+            slot.args.assign(&one.args);
             slot.side = NONE;
             if let Some(side) = one.side {
                 slot.side = self.core.sides.add(side);

@@ -64,6 +64,20 @@ impl Args {
         self.stage = 0;
     }
 
+    /// Becomes another's. In a slot that is in flight: other threads look at the descriptor (`SlotTable::ids_in_flight`),
+    /// which therefore is never written but as the atomic it is.
+    pub fn assign(&mut self, other: &Args) {
+        self.addr = other.addr;
+        self.addr2 = other.addr2;
+        self.len = other.len;
+        self.offset = other.offset;
+        self.offset2 = other.offset2;
+        self.fd_word.store(other.fd(), Ordering::Relaxed);
+        self.arg = other.arg;
+        self.arg2 = other.arg2;
+        self.stage = other.stage;
+    }
+
     pub fn copy(&self) -> Args {
         Args { fd_word: AtomicI32::new(self.fd()), ..*self }
     }
