@@ -144,5 +144,8 @@ static void race_submit(uint32_t most) {
     most < 1000 ? race_end("refused", "accepted") : race_end("had to wake it", "did not");
 }
 
-RACE(sixteen_threads_and_poll) { race_submit(1 << 20); }
+RACE(sixteen_threads_and_poll) {
+    race.one_sided = true; /* a slow machine's loop never sleeps here; wake.c has the race for that */
+    race_submit(1 << 20);
+}
 RACE(sixteen_threads_and_few_slots) { race_submit(48); }
