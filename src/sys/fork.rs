@@ -39,6 +39,8 @@ pub(crate) fn page() -> &'static AtomicU64 {
             if at == libc::MAP_FAILED {
                 return &raw const FALLBACK as usize;
             }
+            // Miri knows neither the advice nor a fork.
+            #[cfg(not(miri))]
             libc::madvise(at, 4096, libc::MADV_WIPEONFORK);
             at as usize
         }

@@ -21,8 +21,8 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <linux/tcp.h> /* tcpi_snd_wnd, which <netinet/tcp.h> lacks */
 #include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
@@ -552,13 +552,25 @@ HELPER int tcp_connected_to(const struct sockaddr_in *address) {
     return fd;
 }
 
-HELPER void tcp_pair(int fds[2]) {
+/* `buffers`: the size of all buffers, set before the window is; 0: as the system has it. */
+HELPER void tcp_pair_with(int buffers, int fds[2]) {
     struct sockaddr_in address;
-    int listener = tcp_listener(&address, 0, 16);
-    fds[0] = tcp_connected_to(&address);
+    int listener = tcp_listener(&address, 0, 16), one = 1;
+    fds[0] = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    CHECK(fds[0] >= 0);
+    for (int i = 0; i < 2 && buffers > 0; i++) {
+        CHECK(setsockopt(i ? listener : fds[0], SOL_SOCKET, SO_SNDBUF, &buffers, sizeof buffers) == 0);
+        CHECK(setsockopt(i ? listener : fds[0], SOL_SOCKET, SO_RCVBUF, &buffers, sizeof buffers) == 0);
+    }
+    CHECK(connect(fds[0], (const struct sockaddr *)&address, sizeof address) == 0);
+    CHECK(setsockopt(fds[0], IPPROTO_TCP, TCP_NODELAY, &one, sizeof one) == 0);
     fds[1] = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
     CHECK(fds[1] >= 0);
     close(listener);
+}
+
+HELPER void tcp_pair(int fds[2]) {
+    tcp_pair_with(0, fds);
 }
 
 /* The pairs by number, for tests that go over all of them: fds[0] reads, fds[1] writes. */
@@ -610,19 +622,32 @@ HELPER int temp_file(size_t size) {
     return fd;
 }
 
-/* Writes until the other side takes no more, also not a little later (TCP moves on by itself); how many bytes went in. */
+/* TCP may still make room by itself: the peer has not acknowledged everything (and was not asked again in vain), or its
+ * window is open by less than a segment, which a probe fills later. Room for a few bytes does not show as POLLOUT. */
+HELPER bool is_moving(int fd) {
+    struct tcp_info info = {0};
+    socklen_t length = sizeof info;
+    return getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &length) == 0 &&
+           (info.tcpi_snd_wnd > 0 || (info.tcpi_unacked > 0 && info.tcpi_backoff == 0));
+}
+
+/* Writes until the other side takes no more, also not later; how many bytes went in. */
 HELPER size_t fill_up(int fd) {
     static const char block[65536];
     int flags = fcntl(fd, F_GETFL);
     size_t total = 0;
-    struct pollfd room = {fd, POLLOUT, 0};
+    uint64_t limit = now_ns() + (uint64_t)PATIENCE_NS;
     CHECK(fcntl(fd, F_SETFL, flags | O_NONBLOCK) == 0);
-    do {
+    for (bool moving = true; moving;) {
+        moving = is_moving(fd);
         for (size_t size = sizeof block; size > 0; size /= 2)
             for (ssize_t n; (n = write(fd, block, size)) > 0;)
-                total += (size_t)n;
+                total += (size_t)n, moving = true;
         CHECK(errno == EAGAIN);
-    } while (poll(&room, 1, (int)(2 * slowness())) == 1);
+        CHECK(now_ns() < limit);
+        if (moving)
+            pause_ms(1);
+    }
     CHECK(fcntl(fd, F_SETFL, flags) == 0);
     return total;
 }
@@ -715,6 +740,23 @@ HELPER void unlimit_descriptors(void) {
     CHECK(getrlimit(RLIMIT_NOFILE, &limit) == 0);
     limit.rlim_cur = limit.rlim_max;
     CHECK(setrlimit(RLIMIT_NOFILE, &limit) == 0);
+}
+
+/* A new socket, close-on-exec. */
+HELPER int new_socket(int domain, int type) {
+    int fd = socket(domain, type | SOCK_CLOEXEC, 0);
+    CHECK(fd >= 0);
+    return fd;
+}
+
+/* A bound UDP socket and its address. */
+HELPER int udp_socket(struct sockaddr_in *address) {
+    int fd = new_socket(AF_INET, SOCK_DGRAM);
+    socklen_t length = sizeof *address;
+    *address = (struct sockaddr_in){.sin_family = AF_INET, .sin_addr = {htonl(INADDR_LOOPBACK)}};
+    CHECK(bind(fd, (struct sockaddr *)address, sizeof *address) == 0);
+    CHECK(getsockname(fd, (struct sockaddr *)address, &length) == 0);
+    return fd;
 }
 
 /* The threads of this process, without those the kernel makes for io_uring: they belong to the thread that had a ring. */

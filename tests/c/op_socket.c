@@ -19,12 +19,6 @@ static struct sockaddr_un unix_name(const char *path) {
     return address;
 }
 
-static int new_socket(int domain, int type) {
-    int fd = socket(domain, type | SOCK_CLOEXEC, 0);
-    CHECK(fd >= 0);
-    return fd;
-}
-
 static int in_mode(int fd, int nonblocking) {
     return nonblocking ? set_nonblocking(fd) : fd;
 }
@@ -40,16 +34,6 @@ static int unix_connected_to(const char *path) {
     struct sockaddr_un address = unix_name(path);
     int fd = new_socket(AF_UNIX, SOCK_STREAM);
     CHECK(connect(fd, ADDRESS(&address), sizeof address) == 0);
-    return fd;
-}
-
-/* A bound UDP socket and its address. */
-static int udp_socket(struct sockaddr_in *address) {
-    socklen_t length = sizeof *address;
-    int fd = new_socket(AF_INET, SOCK_DGRAM);
-    *address = loopback();
-    CHECK(bind(fd, ADDRESS(address), sizeof *address) == 0);
-    CHECK(getsockname(fd, ADDRESS(address), &length) == 0);
     return fd;
 }
 
