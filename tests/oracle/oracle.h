@@ -325,8 +325,9 @@ HELPER void oracle_give_back(struct oracle *o, void *memory) {
 
 /* ---- Streams. ---- */
 
+/* One thread may put in while another takes out. */
 struct oracle_stream {
-    uint64_t put, got;
+    _Atomic uint64_t put, got;
 };
 
 /* The next bytes to put in. */
@@ -337,17 +338,19 @@ HELPER void oracle_make(struct oracle_stream *stream, void *memory, size_t size)
 
 /* These bytes came out. */
 HELPER void oracle_take(struct oracle_stream *stream, const void *memory, size_t size) {
-    if (stream->got + size > stream->put)
-        fail(HERE, "%" PRIu64 " bytes came out of a stream, only %" PRIu64 " went in", stream->got + size, stream->put);
+    uint64_t got = stream->got, put = stream->put;
+    if (got + size > put)
+        fail(HERE, "%" PRIu64 " bytes came out of a stream, only %" PRIu64 " went in", got + size, put);
     for (size_t i = 0; i < size; i++)
-        if (((const uint8_t *)memory)[i] != pattern(stream->got + i))
-            fail(HERE, "byte %" PRIu64 " of a stream is another one", stream->got + i);
-    stream->got += size;
+        if (((const uint8_t *)memory)[i] != pattern(got + i))
+            fail(HERE, "byte %" PRIu64 " of a stream is another one", got + i);
+    stream->got = got + size;
 }
 
 HELPER void oracle_check_empty(const struct oracle_stream *stream) {
-    if (stream->got != stream->put)
-        fail(HERE, "%" PRIu64 " bytes went into a stream, %" PRIu64 " came out", stream->put, stream->got);
+    uint64_t got = stream->got, put = stream->put;
+    if (got != put)
+        fail(HERE, "%" PRIu64 " bytes went into a stream, %" PRIu64 " came out", put, got);
 }
 
 /* ---- What the process has. ---- */

@@ -122,7 +122,7 @@ HELPER void take_rest(struct pair *p, int fd) {
     uint8_t bytes[256];
     while (p->stream.got < p->stream.put) {
         if (!is_readable(fd, 10000))
-            fail(HERE, "%s: %" PRIu64 " bytes are lost", p->kind->name, p->stream.put - p->stream.got);
+            fail(HERE, "%s: %" PRIu64 " bytes are lost", p->kind->name, (uint64_t)(p->stream.put - p->stream.got));
         ssize_t n = read(fd, bytes, sizeof bytes);
         CHECK(n > 0);
         oracle_take(&p->stream, bytes, (size_t)n);

@@ -42,7 +42,7 @@ static void run_post(upcall_loop *where, void *arg) {
 }
 
 static void *own_for_a_while(void *arg) {
-    (void)arg;
+    race_random = (uintptr_t)arg;
     CHECK_EQ(upcall_poll(loop, 0), 0);
     sem_post(&ready);
     meet(&place, 0, 1);
@@ -107,7 +107,7 @@ RACE(exit_and_submissions) {
         atomic_store(&place.here[0], 0);
         atomic_store(&place.here[1], 0);
         delay = jitter(&edge, 1);
-        owner = start(own_for_a_while, NULL);
+        owner = start(own_for_a_while, (void *)(uintptr_t)dice(UINT64_MAX));
         wait_for(&ready);
         for (unsigned i = 0; i < OTHERS; i++) {
             others[i].number = i;

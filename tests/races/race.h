@@ -36,7 +36,7 @@ HELPER struct {
     bool one_sided; /* which side comes first cannot be told: only the total counts */
 } race = {.share = 1};
 
-HELPER uint64_t race_random = 1;
+HELPER _Thread_local uint64_t race_random = 1;
 
 HELPER uint64_t dice(uint64_t sides) {
     return chance(&race_random) % sides;
@@ -72,8 +72,12 @@ HELPER void race_end(const char *first, const char *second) {
         fail(HERE, "%s was one-sided: it tested nothing", race.name);
 }
 
-/* What the library opens once per process is open after this. */
+/* What the library opens once per process is open after this, and a sanitizer has the thread it needs. */
+HELPER void *do_nothing(void *arg) {
+    return arg;
+}
 HELPER void warm_up(void) {
+    join(start(do_nothing, NULL));
     upcall_loop *loop = new_loop();
     CHECK_EQ(complete(loop, upcall_op_nop()).result, 0);
     free_loop(loop);
@@ -146,6 +150,7 @@ HELPER void wait_for(sem_t *sem) {
 
 HELPER void *partner_run(void *arg) {
     struct partner *p = arg;
+    race_random = race_seed + 1;
     for (;;) {
         wait_for(&p->go);
         if (p->leave)
