@@ -16,7 +16,8 @@
 #   SILENCE    seconds without a line from the machine after which it counts as dead
 #
 # A machine that dies is started again at the program it died in, and when it dies there once more, after it.
-# The results are also in BUILD/kernels/results.md (of a run with BACKENDS, PROGRAMS or TESTS: results.part.md). Exit status: 0, or 1 when a test failed or a kernel is missing.
+# The results are also in BUILD/kernels/results.md (of a run with BACKENDS, PROGRAMS or TESTS: results.part.md). Exit status:
+# 0, or 1 when a test failed or a kernel is missing.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 source=$(cd "$here/../.." && pwd)
@@ -27,7 +28,7 @@ shift
 cache=$build/kernels
 mkdir -p "$cache"
 backends=${BACKENDS:-io_uring,epoll,auto}
-part=${BACKENDS+.part}${PROGRAMS+.part}${TESTS+.part}
+part=${BACKENDS:-}${PROGRAMS:-}${TESTS:-}
 part=${part:+.part} # the results of a run that is not complete stand beside the others
 library=$build/lib/libupcall.a
 keyring=/usr/share/keyrings/debian-archive-keyring.gpg
@@ -326,7 +327,13 @@ skips() {
 operations() {
     [ $# -gt 0 ] || return 0
     tr -d '\r' < <(cat "$@") | awk '
-        $1 == "@@" && $2 == "kernel" && $3 != last { last = $3; name = $3; sub(/-.*/, "", name); heads = heads " " name " |"; lines = lines " --- |"; kernel++ }
+        $1 == "@@" && $2 == "kernel" && $3 != last {
+            last = name = $3
+            sub(/-.*/, "", name)
+            heads = heads " " name " |"
+            lines = lines " --- |"
+            kernel++
+        }
         $1 == "@@" && $2 == "begin" { auto = $4 == "auto" }
         $1 == "@@" && $2 == "op" && auto { if (!($3 in known)) { known[$3]; names[++n] = $3 } how[$3, kernel] = $4 }
         END {
