@@ -20,11 +20,12 @@
 use crate::abi::*;
 use crate::engine::{self, Loop, shared::Shared};
 use crate::op::{self, Refusal};
-use crate::sys::{self, heap, memory::Reservation, thread::Thread};
+use crate::sys::sync::{Condvar, Mutex, MutexGuard, Thread, spawn};
+use crate::sys::{self, heap, memory::Reservation};
 use std::collections::VecDeque;
 use std::ffi::c_void;
 use std::mem::MaybeUninit;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::Arc;
 
 /// Blocks are aligned to this, and their size is a multiple of it: what O_DIRECT asks for at most on usual disks.
 const ALIGN: u64 = 4096;
@@ -255,19 +256,58 @@ impl State {
     }
 }
 
-/// A thread's loop, and what others may touch of it.
-struct Lane {
-    engine: Box<Loop>,
-    shared: Arc<Shared>,
+/// The blocks in line, and how lanes that wait are woken: by what others may touch of their loops.
+struct Line {
+    state: Mutex<State>,
+    /// A lane's thread has begun.
+    begun: Condvar,
+    lanes: Vec<Arc<Shared>>,
+}
+
+impl Line {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(|poison| poison.into_inner())
+    }
+
+    /// See [`State::take`].
+    fn next(&self) -> (i64, Option<usize>) {
+        let mut state = self.lock();
+        let (answer, block) = state.take();
+        let lane = if block.is_some() { state.lane_to_wake() } else { None };
+        drop(state);
+        self.wake(lane);
+        (answer, block)
+    }
+
+    /// See [`State::give_back`].
+    fn give_back(&self, block: usize) -> bool {
+        let mut state = self.lock();
+        let given = state.give_back(block);
+        let lane = if given { state.lane_to_wake() } else { None };
+        drop(state);
+        self.wake(lane);
+        given
+    }
+
+    fn wake(&self, lane: Option<usize>) {
+        if let Some(lane) = lane {
+            self.lanes[lane].nudge();
+        }
+    }
+
+    /// The lanes are to leave.
+    fn close(&self) {
+        self.lock().leaving = true;
+        self.lanes.iter().for_each(|lane| lane.nudge());
+    }
 }
 
 /// What the reader and its lanes have in common. The order of the fields is the order of their end.
 struct Common {
-    lanes: Vec<Lane>,
+    #[allow(clippy::vec_box, reason = "a loop's address is known to its owner thread and must not change")]
+    lanes: Vec<Box<Loop>>,
     file: Descriptor,
-    state: Mutex<State>,
-    /// A lane's thread has begun.
-    begun: Condvar,
+    line: Line,
     ready: i32,
     block_size: usize,
     memory: Reservation,
@@ -320,15 +360,14 @@ impl Reader {
         let processors = std::thread::available_parallelism().map_or(1, |count| count.get());
         let mut lanes = Vec::new();
         for _ in 0..LANES.min(processors).min(config.depth as usize) {
-            let engine = Loop::create(&wanted)?;
-            lanes.push(Lane { shared: engine.shared().clone(), engine });
+            lanes.push(Loop::create(&wanted)?);
         }
+        let shared = lanes.iter().map(|engine| engine.shared().clone()).collect();
         let common = Arc::new(Common {
             lanes,
             file,
             ready: ready.0,
-            state: Mutex::new(State::new(config, ready)),
-            begun: Condvar::new(),
+            line: Line { state: Mutex::new(State::new(config, ready)), begun: Condvar::new(), lanes: shared },
             block_size,
             memory,
         });
@@ -341,7 +380,7 @@ impl Reader {
     }
 
     pub fn is_forked(&self) -> bool {
-        self.common.lanes[0].shared.is_forked()
+        self.common.lanes[0].is_forked()
     }
 
     pub fn fd(&self) -> i32 {
@@ -350,11 +389,7 @@ impl Reader {
 
     /// The next block and its bytes, the end, or -EAGAIN.
     pub fn next(&self) -> (i64, *const c_void) {
-        let mut state = self.common.lock();
-        let (answer, block) = state.take();
-        let lane = if block.is_some() { state.lane_to_wake() } else { None };
-        drop(state);
-        self.common.wake(lane);
+        let (answer, block) = self.common.line.next();
         (answer, block.map_or(std::ptr::null(), |block| self.common.address(block)))
     }
 
@@ -379,22 +414,14 @@ impl Reader {
     /// Gives a block back. False: it is not a lent block of this reader.
     pub fn release(&self, address: usize) -> bool {
         let Some(distance) = address.checked_sub(self.common.memory.base() as usize) else { return false };
-        if !distance.is_multiple_of(self.common.block_size) {
-            return false;
-        }
-        let mut state = self.common.lock();
-        let given = state.give_back(distance / self.common.block_size);
-        let lane = if given { state.lane_to_wake() } else { None };
-        drop(state);
-        self.common.wake(lane);
-        given
+        distance.is_multiple_of(self.common.block_size) && self.common.line.give_back(distance / self.common.block_size)
     }
 
     /// In a forked child: closes this process's copies of the descriptors. The rest stays as it is, never to be dropped,
     /// since the parent's threads may have been in the middle of it.
     pub fn abandon(&self) {
         let common = &self.common;
-        common.lanes.iter().for_each(|lane| lane.engine.abandon());
+        common.lanes.iter().for_each(|engine| engine.abandon());
         sys::close(common.file.0);
         sys::close(common.ready);
     }
@@ -402,8 +429,7 @@ impl Reader {
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        self.common.lock().leaving = true;
-        self.common.lanes.iter().for_each(|lane| lane.shared.nudge());
+        self.common.line.close();
         for thread in self.threads.drain(..) {
             thread.join();
         }
@@ -415,18 +441,18 @@ fn start(common: Arc<Common>, lane: usize) -> Result<Thread, Refusal> {
     let ours = common.clone();
     let run = move || {
         sys::thread::block_signals(None);
-        let owned = common.lanes[lane].engine.own();
-        common.lock().owned[lane] = Some(owned);
-        common.begun.notify_one();
+        let owned = common.lanes[lane].own();
+        common.line.lock().owned[lane] = Some(owned);
+        common.line.begun.notify_one();
         if owned.is_ok() {
             common.run(lane);
         }
     };
-    let thread = Thread::spawn(c"upcall-read", run).map_err(|error| Refusal { error, text: "no thread".into() })?;
-    let mut state = ours.lock();
+    let thread = spawn(c"upcall-read", run).map_err(|error| Refusal { error, text: "no thread".into() })?;
+    let mut state = ours.line.lock();
     loop {
         match state.owned[lane] {
-            None => state = ours.begun.wait(state).unwrap_or_else(|poison| poison.into_inner()),
+            None => state = ours.line.begun.wait(state).unwrap_or_else(|poison| poison.into_inner()),
             Some(Ok(())) => return Ok(thread),
             Some(Err(error)) => {
                 drop(state);
@@ -438,25 +464,15 @@ fn start(common: Arc<Common>, lane: usize) -> Result<Thread, Refusal> {
 }
 
 impl Common {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(|poison| poison.into_inner())
-    }
-
     fn address(&self, block: usize) -> *const c_void {
         self.memory.base().wrapping_add(block * self.block_size).cast()
     }
 
-    fn wake(&self, lane: Option<usize>) {
-        if let Some(lane) = lane {
-            self.lanes[lane].shared.nudge();
-        }
-    }
-
     /// A lane's thread: see the module.
     fn run(&self, lane: usize) {
-        let engine = &self.lanes[lane].engine;
+        let engine = &self.lanes[lane];
         loop {
-            let step = self.lock().step(lane);
+            let step = self.line.lock().step(lane);
             let turned = match step {
                 Step::Leave => break,
                 Step::Wait => engine.poll(-1),
@@ -468,7 +484,7 @@ impl Common {
                     match engine.submit(&[read], None) {
                         0 => engine.poll(0),
                         error => {
-                            self.lock().settle(number, 0, i64::from(error));
+                            self.line.lock().settle(number, 0, i64::from(error));
                             0
                         }
                     }
@@ -477,7 +493,7 @@ impl Common {
             self.reap(engine);
             if turned < 0 {
                 // The loop itself is broken: what is not ready yet will not come.
-                let mut state = self.lock();
+                let mut state = self.line.lock();
                 let at = state.first + state.ahead.iter().take_while(|ahead| ahead.got.is_some()).count() as u64;
                 state.end_with(End { at, met_by: at, answer: i64::from(turned) });
                 state.signal();
@@ -496,7 +512,7 @@ impl Common {
             for event in &room[..count] {
                 // SAFETY: reap has written the first `count`.
                 let event = unsafe { event.assume_init_ref() };
-                self.lock().settle(event.user as usize as u64, event.transferred, event.result.min(0));
+                self.line.lock().settle(event.user as usize as u64, event.transferred, event.result.min(0));
             }
             if count < ROOM {
                 break;
@@ -670,5 +686,82 @@ mod tests {
             }
             assert_eq!(bytes, length, "round {round}");
         }
+    }
+}
+
+/// In every interleaving; see `engine::models`.
+#[cfg(all(test, loom))]
+mod models {
+    use super::*;
+    use crate::engine::models::{explore_with, sleep, spawn};
+    use crate::sys::sync::modelled::kernel;
+
+    const BLOCK: u64 = ALIGN;
+
+    /// What a lane's thread does, with a disk that is done at once and a loop that only sleeps and is nudged.
+    fn lane(line: &Line, number: usize) {
+        loop {
+            let step = line.lock().step(number);
+            match step {
+                Step::Leave => break,
+                Step::Wait => {
+                    while !line.lanes[number].was_nudged() {
+                        sleep(&line.lanes[number], || false);
+                    }
+                }
+                Step::Read { number, len, .. } => line.lock().settle(number, len, 0),
+            }
+        }
+    }
+
+    fn read_all(preemptions: usize, lanes: usize, depth: u32, blocks: u64) {
+        explore_with(preemptions, move || {
+            let config = upcall_reader_config { block_size: BLOCK as u32, depth, length: blocks * BLOCK, ..defaults() };
+            let ready = Descriptor::new(sys::eventfd(), "no descriptor").expect("a descriptor");
+            let fd = ready.0;
+            let shared = (0..lanes).map(|_| Arc::new(Shared::new(1).expect("address space"))).collect();
+            let line =
+                Arc::new(Line { state: Mutex::new(State::new(&config, ready)), begun: Condvar::new(), lanes: shared });
+            let threads: Vec<_> = (0..lanes)
+                .map(|number| {
+                    let line = line.clone();
+                    spawn(move || lane(&line, number))
+                })
+                .collect();
+            let mut taken = 0;
+            loop {
+                // Readable exactly while the next call would answer: a lane that was not woken leaves this one waiting.
+                kernel::wait_readable(fd);
+                match line.next() {
+                    (0, None) => break,
+                    (got, Some(block)) => {
+                        assert_eq!(got, BLOCK as i64);
+                        taken += 1;
+                        assert!(line.give_back(block) && !line.give_back(block));
+                    }
+                    (answer, None) => panic!("{answer} of a descriptor that is readable"),
+                }
+            }
+            assert_eq!(taken, blocks);
+            line.close();
+            threads.into_iter().for_each(|thread| thread.join());
+            assert!(kernel::is_readable(fd), "the end stays");
+        });
+    }
+
+    #[test]
+    fn one_lane_reads_all() {
+        read_all(3, 1, 1, 3);
+    }
+
+    #[test]
+    fn two_lanes_read_all() {
+        read_all(2, 2, 1, 2);
+    }
+
+    #[test]
+    #[ignore = "takes long: make test-models"]
+    fn two_lanes_read_all_in_every_order() {
+        read_all(3, 2, 1, 2);
     }
 }

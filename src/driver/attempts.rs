@@ -184,7 +184,9 @@ impl Attempts {
             return Step::Out(Outcome::postponed(index));
         }
         core.slots[index].rung = rung::POOL;
-        Step::Out(Outcome::done(index, block(&args)).with_buffer(buffer))
+        // A write may raise a signal, which the pool's threads block.
+        let result = sys::thread::without_write_signals(|| block(&args));
+        Step::Out(Outcome::done(index, result).with_buffer(buffer))
     }
 
     /// The next operation that a thread has finished.

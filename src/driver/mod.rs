@@ -140,11 +140,17 @@ pub(crate) trait Driver {
     fn has_work(&self) -> bool;
     /// Whether a turn that does not wait would find anything; what was started is handed over.
     fn has_leftovers(&mut self) -> bool;
-    /// Hands over what was started and waits. -EINTR when a signal ended the wait.
+    /// Hands over what was started and waits, if asked to: only while [`Driver::has_work`] is false. -EINTR when a signal
+    /// ended the wait.
     fn turn(&mut self, core: &mut Core, until: Until) -> Result<(), i32>;
     /// The next outcome that was there when the turn ended, or [`Outcome::NONE`].
     fn next(&mut self, core: &mut Core) -> Outcome;
-    /// The same, if it is the success of a native operation whose end concerns few (see [`Slot::is_quick`]): slot, index and result. None: ask [`Driver::next`].
+    /// Surely has no more outcomes in this turn.
+    #[inline(always)]
+    fn is_drained(&mut self) -> bool {
+        false
+    }
+    /// The same as [`Driver::next`], if it is the success of a native operation whose end concerns few (see [`Slot::is_quick`]): slot, index and result. None: ask [`Driver::next`].
     #[inline(always)]
     fn next_quick<'a>(&mut self, _: &'a mut Core) -> Option<(&'a mut Slot, u32, i64)> {
         None
@@ -170,6 +176,9 @@ pub(crate) trait Driver {
     fn quiesce(&mut self, core: &mut Core);
     /// As [`Driver::quiesce`], for what does not need the owner thread: the threads.
     fn quiesce_threads(&mut self, core: &mut Core);
+
+    /// The owner thread gives the loop up, detached, freed or exiting: nothing of it stays with the thread.
+    fn leave_thread(&mut self) {}
     /// In a forked child: closes this process's copies of the descriptors and touches nothing else.
     fn abandon(&mut self);
 }

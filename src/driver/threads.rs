@@ -12,12 +12,12 @@
 use crate::engine::shared::Shared;
 use crate::op::{Args, Lookup};
 use crate::sys;
-use crate::sys::thread::Thread;
-use std::cell::UnsafeCell;
+use crate::sys::sync::{AtomicBool, AtomicI32, AtomicI64, AtomicPtr, AtomicU8, AtomicU64};
+use crate::sys::sync::{Condvar, Mutex, MutexGuard, Racing, Thread, spawn, wait_timeout, yield_now};
 use std::collections::VecDeque;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64, AtomicPtr, AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, Weak};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 const IDLE: u8 = 0;
@@ -39,7 +39,7 @@ pub(crate) struct Job {
     popped: AtomicBool,
     result: AtomicI64,
     next: AtomicPtr<Job>,
-    call: UnsafeCell<Call>,
+    call: Racing<Call>,
 }
 
 /// What to call, and for whom.
@@ -72,7 +72,7 @@ impl Job {
             popped: AtomicBool::new(false),
             result: AtomicI64::new(0),
             next: AtomicPtr::new(std::ptr::null_mut()),
-            call: UnsafeCell::new(call),
+            call: Racing::new(call),
         }
     }
 }
@@ -200,7 +200,7 @@ impl Threads {
         let job = cell.get();
         let looks_up = call.lookup.is_some();
         // SAFETY: the job is idle: no worker has it (its last run was collected or dropped).
-        unsafe { *job.call.get() = call };
+        job.call.with_mut(|at| unsafe { *at = call });
         job.cancelled.store(false, Ordering::Relaxed);
         job.thread.store(0, Ordering::Relaxed);
         job.state.store(QUEUED, Ordering::Release);
@@ -304,12 +304,14 @@ impl Threads {
             drop(queues);
             // A worker that had popped it before the lock was taken has lost the job and will say so.
             while job.popped.load(Ordering::Acquire) {
-                std::thread::yield_now();
+                yield_now();
             }
-            // SAFETY: dropped before a worker won it, so the owner alone has it.
-            let call = unsafe { &mut *job.call.get() };
-            call.lookup = None;
-            return Some(call.buffer);
+            return Some(job.call.with_mut(|call| {
+                // SAFETY: dropped before a worker won it, so the owner alone has it.
+                let call = unsafe { &mut *call };
+                call.lookup = None;
+                call.buffer
+            }));
         }
         None
     }
@@ -334,10 +336,14 @@ impl Threads {
         let job = self.finished.pop()?;
         self.active -= 1;
         // SAFETY: as above; the owner alone has it now.
-        let (job, call) = unsafe { (job.at.as_ref(), &mut *job.at.as_ref().call.get()) };
-        call.args = None;
-        call.lookup = None;
-        let finished = Finished { id: call.id, result: job.result.load(Ordering::Relaxed), buffer: call.buffer };
+        let job = unsafe { job.at.as_ref() };
+        let finished = job.call.with_mut(|call| {
+            // SAFETY: as above.
+            let call = unsafe { &mut *call };
+            call.args = None;
+            call.lookup = None;
+            Finished { id: call.id, result: job.result.load(Ordering::Relaxed), buffer: call.buffer }
+        });
         job.state.store(IDLE, Ordering::Relaxed);
         Some(finished)
     }
@@ -384,7 +390,7 @@ impl Crew {
             sys::thread::block_signals(interruptible);
             if own { crew.serve_own(number) } else { crew.serve_pool(number) }
         };
-        match Thread::spawn(if own { c"upcall-wait" } else { c"upcall-pool" }, run) {
+        match spawn(if own { c"upcall-wait" } else { c"upcall-pool" }, run) {
             Ok(handle) => {
                 queues.workers.push(Worker { number, handle, astray: false });
                 queues.next_worker += 1;
@@ -437,11 +443,10 @@ impl Crew {
                 break;
             }
             queues.pool_idle += 1;
-            let (woken, timeout) =
-                self.pool_bell.wait_timeout(queues, IDLE_EXIT).unwrap_or_else(|poison| poison.into_inner());
+            let (woken, timed_out) = wait_timeout(&self.pool_bell, &self.queues, queues, IDLE_EXIT);
             queues = woken;
             queues.pool_idle -= 1;
-            if timeout.timed_out() && queues.pool.is_empty() && (queues.compute.is_empty() || queues.pool_threads > 1) {
+            if timed_out && queues.pool.is_empty() && (queues.compute.is_empty() || queues.pool_threads > 1) {
                 break;
             }
         }
@@ -462,11 +467,10 @@ impl Crew {
                 break;
             }
             queues.own_idle += 1;
-            let (woken, timeout) =
-                self.own_bell.wait_timeout(queues, IDLE_EXIT).unwrap_or_else(|poison| poison.into_inner());
+            let (woken, timed_out) = wait_timeout(&self.own_bell, &self.queues, queues, IDLE_EXIT);
             queues = woken;
             queues.own_idle -= 1;
-            if timeout.timed_out() && queues.own.is_empty() {
+            if timed_out && queues.own.is_empty() {
                 break;
             }
         }
@@ -492,20 +496,20 @@ impl Crew {
             return true;
         }
         job.thread.store(sys::thread::id(), Ordering::SeqCst);
-        // SAFETY: this worker won the job; the owner wrote the call before it queued it.
-        let call = unsafe { &*job.call.get() };
-        let result = match &call.args {
-            None => -i64::from(libc::ECANCELED),
-            Some(args) => loop {
+        let result = job.call.with(|call| {
+            // SAFETY: this worker won the job; the owner wrote the call before it queued it.
+            let call = unsafe { &*call };
+            let Some(args) = &call.args else { return -i64::from(libc::ECANCELED) };
+            loop {
                 if job.cancelled.load(Ordering::SeqCst) {
-                    break -i64::from(libc::ECANCELED);
+                    return -i64::from(libc::ECANCELED);
                 }
                 match (call.block)(args) {
-                    again if again == -i64::from(libc::EINTR) && !call.verbatim => continue,
-                    result => break result,
+                    again if again == -i64::from(libc::EINTR) && !call.verbatim => {}
+                    result => return result,
                 }
-            },
-        };
+            }
+        });
         job.result.store(result, Ordering::Relaxed);
         if job.state.compare_exchange(RUNNING, DONE, Ordering::AcqRel, Ordering::Acquire).is_err() {
             // SAFETY: abandoned: the owner has forgotten the cell and left its allocation, with the call, to this worker.

@@ -9,7 +9,7 @@ use crate::engine::check;
 use crate::engine::descriptors::Descriptors;
 use crate::op::side::Side;
 use crate::op::{self, Args, OpDef, Refusal};
-use crate::sys::{self, heap};
+use crate::sys::{self, checkers, heap};
 use std::mem::MaybeUninit;
 use std::sync::Arc;
 
@@ -32,6 +32,19 @@ pub(super) fn copy_metadata(def: &OpDef, operation: &upcall_op, args: &mut Args,
     if let Some(copy) = def.copy {
         copy(args, side, !operation.buffers.is_null());
     }
+}
+
+/// Tells memory checkers what an operation may touch. Any thread.
+pub(super) fn watch(def: &OpDef, operation: &upcall_op, side: &mut Side) {
+    let inward = def.is(op::INWARD);
+    if def.is(op::MOVES) && !def.is(op::TWO_FDS) && operation.buffers.is_null() {
+        if def.is(op::VECTOR) {
+            side.iov.iter().for_each(|part| side.watched.add_data(part.iov_base as u64, part.iov_len as u64, inward));
+        } else {
+            side.watched.add_data(operation.addr, operation.len, inward);
+        }
+    }
+    op::results(operation).into_iter().for_each(|(at, len)| side.watched.add_result(at, len));
 }
 
 /// Enters the pool an operation names. Any thread.
@@ -84,7 +97,7 @@ type Ids<'a> = Option<&'a mut [MaybeUninit<u64>]>;
 
 impl<D: Driver> Engine<D> {
     /// Accepts all of a submit of the owner thread, or none.
-    #[inline]
+    #[inline(always)]
     pub fn submit(&mut self, ops: &[upcall_op], ids: Ids) -> Result<(), Refusal> {
         heap::ready().map_err(Refusal::no_memory)?;
         let needs = check::submission(ops, &self.core.shared)?;
@@ -96,7 +109,7 @@ impl<D: Driver> Engine<D> {
         self.in_flight += ops.len();
         self.tally.submitted += ops.len() as u64;
         // A pool may be freed between the check and now, so with buffers nothing starts before all are admitted.
-        if needs.order || needs.buffers {
+        if needs.order || needs.whole {
             return self.admit_ordered(ops, at, needs.order, ids);
         }
         // Two passes through one source, so that programs without options do not pay for them.
@@ -113,7 +126,7 @@ impl<D: Driver> Engine<D> {
                 ids[number].write(id);
             }
             let slot = &mut self.core.slots[index];
-            if slot.bits & bits::SLOW != 0 || def.copy.is_some() || (OPTIONS && operation.timeout_ns != 0) {
+            if slot.bits & bits::SLOW != 0 || def.is(op::COPIES) || (OPTIONS && operation.timeout_ns != 0) {
                 slot.rung = rung::IDLE;
                 self.fill_more(index, operation, def, at, false)?;
                 self.start(index);
@@ -126,6 +139,9 @@ impl<D: Driver> Engine<D> {
 
     #[cold]
     fn admit_ordered(&mut self, ops: &[upcall_op], at: u64, ordered: bool, mut ids: Ids) -> Result<(), Refusal> {
+        if ops.iter().any(|operation| op::of(operation.kind as u8).is(op::CLOSES)) {
+            self.take_in_before_close();
+        }
         let mut indexes = Vec::with_capacity(ops.len());
         for (number, operation) in ops.iter().enumerate() {
             let index = self.core.slots.take();
@@ -158,7 +174,12 @@ impl<D: Driver> Engine<D> {
     fn begin(&mut self, indexes: &[u32], ordered: bool) {
         if !ordered {
             for &index in indexes {
-                self.start(index);
+                // All are in their descriptors' lists already: a close before this one waits for it, and could not ask it.
+                let (fd, listed) = (self.core.slots[index].args.fd(), self.core.slots[index].has(bits::LISTED));
+                match listed && self.core.descriptors.is_closing(fd) {
+                    true => self.finish(index, -i64::from(libc::EBADF)),
+                    false => self.start(index),
+                }
             }
             return;
         }
@@ -199,13 +220,12 @@ impl<D: Driver> Engine<D> {
         let kind = operation.kind as usize % op::KINDS;
         let def = op::of(kind as u8);
         let slot = &mut self.core.slots[index];
-        let id = slot.open();
-        // Without arguments there is nothing to replay; only the descriptor that others look for must be none.
-        if def.is(op::NO_ARGS) {
-            slot.args.fd_word.store(-1, std::sync::atomic::Ordering::Relaxed);
-        } else {
-            slot.args.fill(operation);
+        // Without arguments there is nothing to replay, and a free slot names no descriptor.
+        if !def.is(op::NO_ARGS) {
+            slot.args.fill(operation, def);
         }
+        // Not before: who finds the id in a slot looks at the descriptor next to it.
+        let id = slot.open();
         slot.callback = operation.callback;
         slot.user = operation.user;
         if OPTIONS {
@@ -232,7 +252,7 @@ impl<D: Driver> Engine<D> {
         at: u64,
         parked: bool,
     ) -> Result<(), Refusal> {
-        if def.copy.is_some() || !operation.buffers.is_null() {
+        if def.is(op::COPIES) || !operation.buffers.is_null() {
             self.core.side(index);
             let (slot, side) = self.core.both(index);
             if let Some(side) = side {
@@ -240,6 +260,9 @@ impl<D: Driver> Engine<D> {
                 borrow_pool(operation, side)?;
                 self.watch_pool(index);
             }
+        }
+        if checkers::any() {
+            watch(def, operation, self.core.side(index));
         }
         if def.is(op::TIMER) {
             self.core.slots[index].args.offset = at;
@@ -319,7 +342,7 @@ impl<D: Driver> Engine<D> {
             let index = super::slot::index_of(one.id);
             let def = op::of(one.op.kind as u8);
             let slot = &mut self.core.slots[index];
-            slot.args = one.args;
+            slot.args.take(&one.args);
             slot.side = NONE;
             if let Some(side) = one.side {
                 slot.side = self.core.sides.add(side);
@@ -460,6 +483,14 @@ impl<D: Driver> Engine<D> {
         self.arm(index, due, span);
     }
 
+    /// What other threads have submitted on a descriptor is in flight there, and a close is to know.
+    pub(super) fn take_in_before_close(&mut self) {
+        // What comes out of the inbox itself knows all that went in before.
+        if !self.taking_in {
+            self.take_in_all();
+        }
+    }
+
     /// Asks the descriptor's other operations to end; closes when they have.
     fn start_close(&mut self, index: u32) {
         let fd = self.core.slots[index].args.fd();
@@ -571,7 +602,7 @@ impl<D: Driver> Engine<D> {
     pub(super) fn cancel_accepted(&mut self, id: u64) -> bool {
         let Some(index) = self.core.slots.find(id) else { return false };
         if self.core.slots[index].state == State::Inbox {
-            self.early_cancels.push(id);
+            self.early_cancels.insert(id);
         } else {
             self.cancel_operation(index, bits::ASKED);
         }
@@ -582,8 +613,7 @@ impl<D: Driver> Engine<D> {
     fn cancel_early(&mut self, indexes: &[u32]) {
         for &index in indexes {
             let id = self.core.slots[index].id();
-            if let Some(position) = self.early_cancels.iter().position(|&early| early == id) {
-                self.early_cancels.swap_remove(position);
+            if self.early_cancels.remove(&id) {
                 self.cancel_operation(index, bits::ASKED);
             }
         }
@@ -591,13 +621,7 @@ impl<D: Driver> Engine<D> {
 
     /// Cancels everything on a descriptor; returns how many were asked.
     pub fn cancel_fd(&mut self, fd: i32) -> i32 {
-        // A turn takes in a bounded share; here every operation counts.
-        for _ in 0..1024 {
-            if !self.core.shared.has_messages() {
-                break;
-            }
-            self.take_in();
-        }
+        self.take_in_all();
         if fd < 0 {
             return 0;
         }
@@ -607,7 +631,7 @@ impl<D: Driver> Engine<D> {
 
     /// Cancels everything; returns how many were asked.
     pub fn cancel_all(&mut self) -> i32 {
-        self.take_in();
+        self.take_in_all();
         let found = self.core.slots.table().ids_in_flight(None);
         // The newest first: the kernel finds it at the head of a chain that it searches (20,000: 4 s the other way).
         let found = found.into_iter().rev().map(super::slot::index_of).collect();

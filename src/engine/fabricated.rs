@@ -17,12 +17,20 @@ use std::sync::Arc;
 
 /// Remembers what it was asked, answers what it was told.
 #[derive(Default)]
-struct Script {
+pub(super) struct Script {
     started: Vec<u32>,
     attempted: Vec<u32>,
-    asked: Vec<u32>,
+    pub asked: Vec<u32>,
     lowered: usize,
     outcomes: VecDeque<Outcome>,
+    /// What is asked to end ends.
+    pub obedient: bool,
+}
+
+impl Script {
+    pub fn answer(&mut self, index: u32, result: i64) {
+        self.outcomes.push_back(Outcome::done(index, result));
+    }
 }
 
 impl Driver for Script {
@@ -42,6 +50,9 @@ impl Driver for Script {
     }
     fn cancel(&mut self, _: &mut Core, index: u32) -> Cancel {
         self.asked.push(index);
+        if self.obedient {
+            self.answer(index, CANCELED);
+        }
         Cancel::Asked
     }
     fn lower(&mut self, _: &Core, _: u32) {
@@ -53,7 +64,13 @@ impl Driver for Script {
     fn has_leftovers(&mut self) -> bool {
         self.has_work()
     }
-    fn turn(&mut self, _: &mut Core, _: Until) -> Result<(), i32> {
+    /// Sleeps as the drivers do, where it is a model that sleeps.
+    fn turn(&mut self, core: &mut Core, until: Until) -> Result<(), i32> {
+        if until != Until::Now && core.shared.prepare_sleep() {
+            #[cfg(loom)]
+            crate::sys::sync::modelled::kernel::read(core.shared.wake);
+        }
+        core.shared.awake();
         Ok(())
     }
     fn next(&mut self, _: &mut Core) -> Outcome {
@@ -75,6 +92,18 @@ impl Driver for Script {
     fn quiesce(&mut self, _: &mut Core) {}
     fn quiesce_threads(&mut self, _: &mut Core) {}
     fn abandon(&mut self) {}
+}
+
+/// One turn.
+pub(super) fn poll(engine: &mut Engine<Script>, until: Until) -> Vec<upcall_event> {
+    engine.gather(until).expect("a turn");
+    let mut events = Vec::new();
+    let mut delivery = Delivery::BLANK;
+    while let Some(next) = engine.next(&mut delivery) {
+        assert!(matches!(next, Next::Event));
+        events.push(delivery.event);
+    }
+    events
 }
 
 struct Bench {
@@ -106,20 +135,13 @@ impl Bench {
     }
 
     fn answer(&mut self, index: u32, result: i64) {
-        self.engine.driver.outcomes.push_back(Outcome::done(index, result));
+        self.engine.driver.answer(index, result);
     }
 
     /// One turn: (id, result, transferred, flags) of each event.
     fn turn(&mut self) -> Vec<(u64, i64, u64, u32)> {
-        self.engine.gather(Until::Now).expect("a turn");
-        let mut events = Vec::new();
-        let mut delivery = Delivery::BLANK;
-        while let Some(next) = self.engine.next(&mut delivery) {
-            assert!(matches!(next, Next::Event));
-            let event = &delivery.event;
-            events.push((event.id, event.result, event.transferred, event.flags));
-        }
-        events
+        let events = poll(&mut self.engine, Until::Now);
+        events.into_iter().map(|event| (event.id, event.result, event.transferred, event.flags)).collect()
     }
 
     fn last_started(&self) -> u32 {
@@ -288,6 +310,67 @@ fn a_lack_of_support_is_unseen_and_a_real_refusal_is_told() {
     assert_eq!(bench.engine.driver.lowered, 1);
 }
 
+/// A thread holds a buffer without having been lent it: the pool seems to have one, and the operation must not try again at
+/// once, for ever.
+#[test]
+fn a_shortage_in_a_pool_that_has_buffers_is_no_spin() {
+    let mut bench = Bench::new();
+    let pool = Pool::new(&bench.engine.core.shared, 1, 64).expect("memory");
+    pool.split(0);
+    let buffers = Arc::as_ptr(&pool).cast_mut().cast();
+    let id = bench.submit(&[upcall_op { addr: 0, len: 0, buffers, ..bench.op(RECV, 0) }])[0];
+    let index = bench.last_started();
+    bench.answer(index, -i64::from(libc::ENOBUFS));
+    assert_eq!(bench.turn(), []);
+    assert_eq!(bench.engine.driver.attempted, [index], "the other set may have one");
+    assert_eq!(bench.engine.driver.started.len(), 1);
+    bench.answer(index, -i64::from(libc::ENOBUFS));
+    assert_eq!(bench.turn(), []);
+    assert!(!bench.engine.pools_have_work(), "it waits for time to pass, not for the pool");
+    while bench.engine.driver.started.len() == 1 {
+        std::thread::sleep(std::time::Duration::from_micros(100));
+        assert_eq!(bench.turn(), []);
+    }
+    bench.engine.driver.outcomes.push_back(Outcome::done(index, 5).with_buffer(Some(0)));
+    assert_eq!(bench.turn(), [(id, 5, 5, 0)]);
+    assert_eq!(pool.lent(), 1);
+}
+
+/// One whose buffers are all lent waits for a return.
+#[test]
+fn a_dry_pool_is_waited_for() {
+    let mut bench = Bench::new();
+    let pool = Pool::new(&bench.engine.core.shared, 1, 64).expect("memory");
+    pool.split(0);
+    let buffers = Arc::as_ptr(&pool).cast_mut().cast();
+    let op = upcall_op { addr: 0, len: 0, buffers, ..bench.op(RECV, 0) };
+    let ids = bench.submit(&[op, op]);
+    let started = bench.engine.driver.started.clone();
+    bench.engine.driver.outcomes.push_back(Outcome::done(started[0], 5).with_buffer(Some(0)));
+    bench.answer(started[1], -i64::from(libc::ENOBUFS));
+    assert_eq!(bench.turn(), [(ids[0], 5, 5, 0)]);
+    assert_eq!(bench.turn(), []);
+    assert_eq!((bench.engine.driver.started.len(), bench.engine.driver.attempted.len()), (2, 0));
+    assert!(pool.give_back(pool.address(0) as usize));
+    assert_eq!(bench.turn(), []);
+    assert_eq!(bench.engine.driver.started.len(), 3);
+}
+
+/// The other way is interrupted: it has not told yet.
+#[test]
+fn a_lack_of_support_is_not_told_by_an_interruption() {
+    let mut bench = Bench::new();
+    let id = bench.submit(&[bench.op(RECV, 0)])[0];
+    let index = bench.last_started();
+    bench.answer(index, -i64::from(libc::EINVAL));
+    bench.answer(index, -i64::from(libc::EINTR));
+    assert_eq!(bench.turn(), []);
+    assert_eq!((bench.engine.driver.started.len(), &bench.engine.driver.attempted), (1, &vec![index, index]));
+    bench.answer(index, 5);
+    assert_eq!(bench.turn(), [(id, 5, 5, 0)]);
+    assert_eq!(bench.engine.driver.lowered, 1);
+}
+
 #[test]
 fn a_short_transfer_severs_its_chain() {
     let mut bench = Bench::new();
@@ -330,8 +413,8 @@ fn a_submission_from_outside_starts_with_its_id_and_can_be_cancelled_before() {
     let outside = |op: upcall_op| {
         let index = shared.take_foreign().expect("a slot");
         let id = shared.table.open_foreign(index, op.fd);
-        let mut args: Args = crate::engine::surface::blank_args();
-        args.fill(&op);
+        let mut args = Args::blank();
+        args.fill(&op, op::of(op.kind as u8));
         let accepted = vec![Accepted { op, id, args, side: None }];
         shared.tell(Message::Submit(Box::new(Submission { accepted, at: 0 })));
         id

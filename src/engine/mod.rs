@@ -15,7 +15,12 @@ pub(crate) mod embed;
 #[cfg(test)]
 mod fabricated;
 pub(crate) mod group;
+#[cfg(all(test, loom))]
+pub(crate) mod models;
+mod outside;
 pub(crate) mod owner;
+#[cfg(all(test, not(loom), not(miri)))]
+mod property;
 pub(crate) mod seconds;
 pub(crate) mod settle;
 pub(crate) mod shared;
@@ -34,8 +39,8 @@ use core::Core;
 use embed::Embed;
 use group::{Group, Steps};
 use signals::Signals;
-use slot::{NONE, rung};
-use std::collections::VecDeque;
+use slot::NONE;
+use std::collections::{HashSet, VecDeque};
 use std::ffi::c_void;
 use std::sync::Arc;
 use timers::Timers;
@@ -58,8 +63,10 @@ pub(crate) struct Engine<D: Driver> {
     closers: Vec<u64>,
     posts: VecDeque<(unsafe extern "C-unwind" fn(*mut upcall_loop, *mut c_void), *mut c_void)>,
     records: VecDeque<upcall_event>,
-    /// What the operations of records made beyond their result: id, kind, [`Side::made`](crate::op::side::Side::made).
-    claims: VecDeque<(u64, u8, u64)>,
+    /// Records that were reaped: the number of the first that was not.
+    reaped: u64,
+    /// What the operations of records made beyond their result, with the numbers of the records.
+    claims: VecDeque<(u64, Claim)>,
     pools: Vec<Arc<Pool>>,
     /// Buffers are registered.
     registered: bool,
@@ -71,10 +78,12 @@ pub(crate) struct Engine<D: Driver> {
     /// Deliveries of the engine's own.
     streak: u32,
     /// Operations to cancel whose submission is still on its way through the inbox.
-    early_cancels: Vec<u64>,
+    early_cancels: HashSet<u64>,
     /// The clock of this turn; 0: not read yet.
     clock: u64,
     pub in_turn: bool,
+    /// Messages of other threads are being taken in.
+    taking_in: bool,
     max_events: usize,
     slow_callback_ns: u64,
     spin_ns: u64,
@@ -85,12 +94,20 @@ pub(crate) struct Engine<D: Driver> {
     budget: turn::Budget,
 }
 
+/// What comes with a record and goes if that is dropped.
+enum Claim {
+    /// What an operation of this kind made: [`Side::made`](crate::op::side::Side::made).
+    Made(u8, u64),
+    /// A descriptor that came with a message.
+    Passed(i32),
+}
+
 /// Counted in plain words on the shortest way; added to the counters that others read at the end of each call.
 #[derive(Default)]
 struct Tally {
     submitted: u64,
-    /// Operations that ended the short way, by their [rung](slot::rung).
-    ended: [u64; 8],
+    /// Native operations that completed the short way.
+    native: u64,
     callbacks: u64,
 }
 
@@ -98,16 +115,17 @@ impl<D: Driver> Engine<D> {
     /// Brings the counters up to date.
     #[inline]
     pub fn count(&mut self) {
-        let tally = std::mem::take(&mut self.tally);
+        self.count_submitted();
         let counters = &self.core.shared.counters;
-        counters.submitted.add(tally.submitted);
-        let (all, native) = (tally.ended.iter().sum::<u64>(), tally.ended[usize::from(rung::NATIVE)]);
-        let pool = tally.ended[usize::from(rung::POOL)] + tally.ended[usize::from(rung::OWN)];
-        counters.completed.add(all);
-        counters.native.add(native);
-        counters.pool.add(pool);
-        counters.emulated.add(all - native - pool);
-        counters.callbacks.add(tally.callbacks);
+        counters.completed.add(self.tally.native);
+        counters.native.add(self.tally.native);
+        counters.callbacks.add(self.tally.callbacks);
+        (self.tally.native, self.tally.callbacks) = (0, 0);
+    }
+
+    #[inline]
+    fn count_submitted(&mut self) {
+        self.core.shared.counters.submitted.add(std::mem::take(&mut self.tally.submitted));
     }
 
     pub fn new(core: Core, driver: D, config: &upcall_config) -> Engine<D> {
@@ -125,6 +143,7 @@ impl<D: Driver> Engine<D> {
             closers: Vec::new(),
             posts: VecDeque::new(),
             records: VecDeque::new(),
+            reaped: 0,
             claims: VecDeque::new(),
             pools: Vec::new(),
             registered: false,
@@ -132,9 +151,10 @@ impl<D: Driver> Engine<D> {
             background: 0,
             tally: Tally::default(),
             streak: 0,
-            early_cancels: Vec::new(),
+            early_cancels: HashSet::new(),
             clock: 0,
             in_turn: false,
+            taking_in: false,
             max_events: config.max_events as usize,
             slow_callback_ns: config.slow_callback_ns,
             spin_ns: config.spin_ns,
@@ -223,6 +243,9 @@ impl<D: Driver> Engine<D> {
     /// Follows what the end (or beginning) of a grouped operation allows.
     fn follow(&mut self, steps: Steps) {
         for index in steps.start {
+            if self.core.def(index).is(crate::op::CLOSES) {
+                self.take_in_before_close();
+            }
             if self.core.slots[index].state == slot::State::Parked {
                 self.start(index);
             }

@@ -1,9 +1,9 @@
 //! The second descriptors of operations that have two (splice, tee, sendfile, copy_range): the intrusive lists of
 //! `descriptors` hold each operation once, under its first. Any thread may look; only such operations pay.
 
+use crate::sys::sync::{AtomicUsize, Mutex, MutexGuard};
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::atomic::Ordering;
 
 /// See the module: descriptors with the ids of the operations on them.
 #[derive(Default)]

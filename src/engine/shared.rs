@@ -1,18 +1,18 @@
 //! What other threads may touch: who owns the loop, the inbox, and how a sleeping owner is woken.
 //!
 //! Sleep and wake are a handshake on one word. The owner swaps SLEEPING in, then looks at the inbox once more, then sleeps;
-//! a sender pushes, then swaps the word, and writes the eventfd only if it said SLEEPING. All four are sequentially
-//! consistent operations (crossbeam's queue pushes and looks that way), so one of the two always sees the other, and a burst
-//! of messages costs one system call. A swap is a full barrier at half the price of a fence.
+//! a sender pushes, then swaps the word, and writes the eventfd only if it said SLEEPING. Nothing but swaps ever changes the
+//! word, so of owner and sender the later one sees all that the earlier did before: the owner finds the message, or the
+//! sender a sleeper. A burst of messages costs one system call. A swap is a full barrier at half the price of a fence.
 
 use super::slot::SlotTable;
 use crate::abi::{upcall_loop, upcall_op, upcall_stats};
 use crate::op::{Args, side::Side};
 use crate::sys;
-use crossbeam_queue::SegQueue;
+use crate::sys::sync::{AtomicBool, AtomicU32, AtomicUsize, SegQueue, yield_now};
 use std::ffi::c_void;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 /// What another thread has for the owner.
 pub(crate) enum Message {
@@ -202,8 +202,10 @@ impl Shared {
     /// Refuses new work from now on; when it returns, everything that was let in is in the inbox.
     pub fn refuse_new_work(&self) {
         self.closing.store(true, Ordering::SeqCst);
-        while self.entering.load(Ordering::SeqCst) != 0 {
-            std::thread::yield_now();
+        // Additions to one word come one after the other: who enters has added before this, and is waited for, or adds after
+        // it, and sees `closing`.
+        while self.entering.fetch_add(0, Ordering::SeqCst) != 0 {
+            yield_now();
         }
     }
 
@@ -255,7 +257,7 @@ impl Shared {
         self.sleep.swap(SLEEPING, Ordering::SeqCst);
         let quiet = self.inbox.is_empty() && !self.nudged.load(Ordering::SeqCst);
         if !quiet {
-            self.sleep.store(AWAKE, Ordering::Relaxed);
+            self.awake();
         }
         quiet
     }
@@ -263,7 +265,10 @@ impl Shared {
     /// The owner is awake.
     #[inline(always)]
     pub fn awake(&self) {
-        self.sleep.store(AWAKE, Ordering::Relaxed);
+        // A plain store would hide the swap of a sender that found nobody asleep, and what it has pushed.
+        if self.sleep.load(Ordering::Relaxed) == SLEEPING {
+            self.sleep.swap(AWAKE, Ordering::SeqCst);
+        }
     }
 
     /// Ends the current or next wait of a poll. Async-signal-safe.

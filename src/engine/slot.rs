@@ -8,9 +8,9 @@
 use crate::abi::upcall_callback;
 use crate::op::Args;
 use crate::sys::memory::{self, Reservation};
+use crate::sys::sync::{AtomicI32, AtomicU32, AtomicU64, Mutex};
 use std::ffi::c_void;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 /// "No slot", "no side block", "end of list".
 pub(crate) const NONE: u32 = u32::MAX;
@@ -162,6 +162,7 @@ pub(crate) struct Slot {
     pub args: Args,
 }
 
+#[cfg(not(loom))]
 const _: () = assert!(size_of::<Slot>() == 128);
 const _: () = {
     use std::mem::offset_of;
@@ -203,11 +204,11 @@ impl Slot {
         self.bits & !(bits::MOVES | bits::LISTED) == 0
     }
 
-    /// A native request of an operation that [concerns few](Slot::concerns_few): two questions, one load.
+    /// In flight as a native request, and [concerns few](Slot::concerns_few): three questions, one load.
     #[inline(always)]
     pub fn is_quick(&self) -> bool {
-        const MASK: u64 = Label::new(0, State::Free, 0, !(bits::MOVES | bits::LISTED), u8::MAX).0;
-        const QUICK: u64 = Label::new(0, State::Free, 0, 0, rung::NATIVE).0;
+        const MASK: u64 = Label::of(0, u8::MAX, 0, !(bits::MOVES | bits::LISTED), u8::MAX).0;
+        const QUICK: u64 = Label::new(0, State::Started, 0, 0, rung::NATIVE).0;
         // SAFETY: as above.
         let label = unsafe { std::ptr::from_ref(self).byte_add(std::mem::offset_of!(Slot, kind)).cast::<u64>().read() };
         label & MASK == QUICK
@@ -231,8 +232,12 @@ pub(crate) struct Label(u64);
 
 impl Label {
     pub const fn new(kind: u8, state: State, flags: u16, bits: u16, rung: u8) -> Label {
+        Label::of(kind, state as u8, flags, bits, rung)
+    }
+
+    const fn of(kind: u8, state: u8, flags: u16, bits: u16, rung: u8) -> Label {
         let ([f0, f1], [b0, b1]) = (flags.to_ne_bytes(), bits.to_ne_bytes());
-        Label(u64::from_ne_bytes([kind, state as u8, f0, f1, b0, b1, rung, 0]))
+        Label(u64::from_ne_bytes([kind, state, f0, f1, b0, b1, rung, 0]))
     }
 
     #[inline(always)]
@@ -275,9 +280,12 @@ impl SlotTable {
         if from < to && self.memory.commit(bytes(from), bytes(to)).is_ok() {
             for index in from..to {
                 // SAFETY: committed zeroed memory of this table, not yet known to anyone; a zeroed Slot is a free one.
-                let slot = unsafe { &mut *self.at(index) };
-                slot.side = NONE;
-                slot.id.store(self.first_generation | u64::from(index), Ordering::Relaxed);
+                unsafe {
+                    let slot = self.at(index);
+                    (*slot).side = NONE;
+                    (&raw mut (*slot).id).write(AtomicU64::new(self.first_generation | u64::from(index)));
+                    (&raw mut (*slot).args.fd_word).write(AtomicI32::new(-1));
+                }
             }
             self.committed.store(to, Ordering::Release);
             return from..to;
@@ -304,7 +312,7 @@ impl SlotTable {
     }
 
     /// The slot of a committed index, for looking at its atomic words from any thread.
-    fn word(&self, index: u32) -> (&AtomicU64, &std::sync::atomic::AtomicI32) {
+    fn word(&self, index: u32) -> (&AtomicU64, &AtomicI32) {
         // SAFETY: committed memory that is never unmapped while the table lives; only atomics are referenced.
         unsafe { (&(*self.at(index)).id, &(*self.at(index)).args.fd_word) }
     }
@@ -343,6 +351,7 @@ impl SlotTable {
     pub fn shut_foreign(&self, index: u32) -> bool {
         // SAFETY: as above: nothing was pushed.
         unsafe { (*self.at(index)).state = State::Free };
+        self.word(index).1.store(-1, Ordering::Release);
         self.shut(index)
     }
 
@@ -448,15 +457,15 @@ impl Slots {
         (is_live_id(id) && self[index].id() == id).then_some(index)
     }
 
-    /// [`Slots::find`], and the slot.
+    /// The slot that has these bits as its id, also a free one, among those that were known when last looked for.
     #[inline(always)]
-    pub fn find_slot(&mut self, id: u64) -> Option<(&mut Slot, u32)> {
+    pub fn named(&mut self, id: u64) -> Option<(&mut Slot, u32)> {
         let index = index_of(id);
         if index >= self.known {
             return None;
         }
         let slot = &mut self[index];
-        (is_live_id(id) && slot.id() == id).then_some((slot, index))
+        (slot.id() == id).then_some((slot, index))
     }
 
     pub fn table(&self) -> &SlotTable {

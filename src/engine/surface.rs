@@ -1,22 +1,21 @@
 //! The loop as the C functions see it: which thread may do what, and where a call goes.
 
 use super::core::Core;
-use super::shared::{Accepted, Message, Owner, Shared, Submission};
+use super::shared::{Message, Owner, Shared, Submission};
 use super::slot::{NONE, State, bits, index_of};
-use super::{Engine, admit, check, config, owner, turn};
+use super::{Engine, config, outside, owner, turn};
 use crate::abi::*;
 use crate::driver::Driver;
 use crate::driver::epoll::Epoll;
 use crate::driver::uring::Uring;
 use crate::ffi::fail;
-use crate::op::side::Side;
-use crate::op::{self, Args, Refusal};
-use crate::sys::{self, heap};
+use crate::op::Refusal;
+use crate::sys::{self, checkers, heap};
 use std::cell::UnsafeCell;
 use std::ffi::{CString, c_void};
 use std::mem::MaybeUninit;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::Ordering;
 
 /// An engine with either driver. One per loop, so that its size does not matter.
 #[allow(clippy::large_enum_variant, reason = "a loop has one, in place")]
@@ -50,6 +49,7 @@ impl Loop {
     pub fn create(wanted: &upcall_config) -> Result<Box<Loop>, Refusal> {
         heap::ready().map_err(Refusal::no_memory)?;
         config::check(wanted)?;
+        checkers::detect();
         let asked = config::backend(wanted)?;
         let mask = config::mask()?;
         let error_of = |error: i32, text: &str| Refusal { error, text: text.to_owned().into() };
@@ -146,6 +146,7 @@ impl Loop {
         with!(self, engine => {
             let Engine { driver, core, .. } = engine;
             driver.quiesce(core);
+            driver.leave_thread();
         });
         self.shared.release(true);
     }
@@ -155,7 +156,10 @@ impl Loop {
     #[inline(always)]
     pub fn submit(&self, ops: &[upcall_op], ids: Option<&mut [MaybeUninit<u64>]>) -> i32 {
         if !self.shared.is_mine() {
-            return self.submit_from_outside(ops, ids);
+            return match outside::submit(&self.shared, ops, ids) {
+                Ok(()) => 0,
+                Err(refusal) => refused(refusal.error, &refusal.text),
+            };
         }
         if self.shared.closing.load(Ordering::Relaxed) {
             return refused(libc::ESHUTDOWN, "upcall_submit: the loop is closing or closed");
@@ -173,84 +177,6 @@ impl Loop {
         }
     }
 
-    #[cold]
-    fn submit_from_outside(&self, ops: &[upcall_op], mut ids: Option<&mut [MaybeUninit<u64>]>) -> i32 {
-        if self.shared.owner() == Owner::Dead {
-            return refused(libc::EOWNERDEAD, "upcall_submit: the loop's owner thread has exited");
-        }
-        let Some(_entered) = self.shared.enter() else {
-            return refused(libc::ESHUTDOWN, "upcall_submit: the loop is closing or closed");
-        };
-        if let Err(error) = heap::ready_for(ops.len().saturating_mul(size_of::<Accepted>() + size_of::<Side>())) {
-            return refused(error, "upcall_submit: no memory");
-        }
-        let needs = match check::submission(ops, &self.shared) {
-            Ok(needs) => needs,
-            Err(refusal) => return refused(refusal.error, &refusal.text),
-        };
-        let at = if needs.clock { sys::now() } else { 0 };
-        let mut accepted = Vec::with_capacity(ops.len());
-        for operation in ops {
-            match self.accept(operation) {
-                Ok(one) => accepted.push(one),
-                Err(refusal) => {
-                    for one in accepted {
-                        self.take_back(one);
-                    }
-                    return refused(refusal.error, &refusal.text);
-                }
-            }
-        }
-        // From here on nothing can fail: what is noted stays noted until the owner has seen it.
-        for (number, one) in accepted.iter().enumerate() {
-            if op::of(one.op.kind as u8).is(op::TWO_FDS) {
-                self.shared.seconds.insert(one.args.fd2(), one.id);
-            }
-            if let Some(ids) = ids.as_deref_mut() {
-                ids[number].write(one.id);
-            }
-        }
-        if !accepted.is_empty() {
-            self.shared.submitted_outside.fetch_add(accepted.len() as u64, Ordering::Relaxed);
-            self.shared.tell(Message::Submit(Box::new(Submission { accepted, at })));
-        }
-        0
-    }
-
-    /// One operation of another thread's submit: a slot, and its metadata copied.
-    fn accept(&self, operation: &upcall_op) -> Result<Accepted, Refusal> {
-        let def = op::of(operation.kind as u8);
-        let mut one = Accepted { op: *operation, id: 0, args: blank_args(), side: None };
-        one.args.fill(operation);
-        if def.copy.is_some() || !operation.buffers.is_null() {
-            heap::ready().map_err(Refusal::no_memory)?;
-            let mut side = Box::new(Side::new());
-            admit::copy_metadata(def, operation, &mut one.args, &mut side);
-            admit::borrow_pool(operation, &mut side)?;
-            one.side = Some(side);
-        }
-        let Some(index) = self.shared.take_foreign() else {
-            self.leave_pool(&mut one);
-            return Err(admit::no_slots(&self.shared));
-        };
-        one.id = self.shared.table.open_foreign(index, operation.fd);
-        Ok(one)
-    }
-
-    fn leave_pool(&self, one: &mut Accepted) {
-        if let Some(pool) = one.side.as_mut().and_then(|side| side.pool.take()) {
-            pool.leave();
-        }
-    }
-
-    fn take_back(&self, mut one: Accepted) {
-        self.leave_pool(&mut one);
-        let index = index_of(one.id);
-        if self.shared.table.shut_foreign(index) {
-            self.shared.put_back_foreign(index);
-        }
-    }
-
     pub fn cancel(&self, id: upcall_id) -> i32 {
         if self.shared.is_mine() {
             let found = with!(self, engine => {
@@ -260,11 +186,7 @@ impl Loop {
             });
             return if found { 0 } else { not_in_flight(id) };
         }
-        if !self.shared.table.is_in_flight(id) {
-            return not_in_flight(id);
-        }
-        self.shared.tell(Message::Cancel(id));
-        0
+        if outside::cancel(&self.shared, id) { 0 } else { not_in_flight(id) }
     }
 
     pub fn cancel_fd(&self, fd: i32) -> i32 {
@@ -275,7 +197,7 @@ impl Loop {
                 count
             });
         }
-        if fd < 0 { 0 } else { self.cancel_from_outside(Some(fd)) }
+        if fd < 0 { 0 } else { outside::cancel_each(&self.shared, Some(fd)) }
     }
 
     pub fn cancel_all(&self) -> i32 {
@@ -286,31 +208,16 @@ impl Loop {
                 count
             });
         }
-        self.cancel_from_outside(None)
-    }
-
-    fn cancel_from_outside(&self, fd: Option<i32>) -> i32 {
-        let mut ids = self.shared.table.ids_in_flight(fd);
-        if let Some(fd) = fd {
-            let seconds = self.shared.seconds.on(fd);
-            ids.extend(seconds.into_iter().filter(|id| self.shared.table.is_in_flight(*id)));
-            ids.sort_unstable();
-            ids.dedup();
-        }
-        for &id in &ids {
-            self.shared.tell(Message::Cancel(id));
-        }
-        ids.len() as i32
+        outside::cancel_each(&self.shared, None)
     }
 
     pub fn post(&self, function: unsafe extern "C-unwind" fn(*mut upcall_loop, *mut c_void), arg: *mut c_void) -> i32 {
         if let Err(error) = heap::ready() {
             return refused(error, "upcall_post: no memory");
         }
-        let Some(_entered) = self.shared.enter() else {
+        if !outside::post(&self.shared, function, arg) {
             return refused(libc::ESHUTDOWN, "upcall_post: the loop is closing or closed");
-        };
-        self.shared.tell(Message::Post(function, arg));
+        }
         if self.shared.is_mine() {
             with!(self, engine => engine.touched());
         }
@@ -362,7 +269,7 @@ impl Loop {
         loop {
             let stopped = self.shared.stopped.load(Ordering::SeqCst);
             let busy = with!(self, engine => {
-                engine.take_in_all();
+                engine.look_outside();
                 engine.keeps_running()
             });
             if !stopped && !busy && !self.shared.has_messages() && self.shared.holds.load(Ordering::SeqCst) <= 0 {
@@ -394,9 +301,13 @@ impl Loop {
             ..0 => None,
             _ => Some(sys::now().saturating_add(timeout_ns as u64)),
         };
+        let mut all_asked = false;
         loop {
-            // Posts and submissions that were accepted are taken in; each turn may bring more of them to an end.
-            with!(self, engine => engine.cancel_all());
+            // Posts and submissions that were accepted are taken in. Once all of them are, everything has been asked to end.
+            if !all_asked {
+                with!(self, engine => engine.cancel_all());
+                all_asked = !self.shared.has_messages();
+            }
             let busy = with!(self, engine => engine.in_flight() > 0 || engine.keeps_running());
             if !busy && !self.shared.has_messages() {
                 return 0;
@@ -448,6 +359,7 @@ impl Loop {
         with!(self, engine => {
             let Engine { driver, core, .. } = engine;
             driver.quiesce_threads(core);
+            driver.leave_thread();
             engine.orphan_pools();
         });
         owner::forget(self);
@@ -476,7 +388,7 @@ impl Loop {
 
     pub fn detach(&self) -> i32 {
         let busy = with!(self, engine => {
-            engine.take_in_all();
+            engine.look_outside();
             engine.in_flight() > 0 || engine.keeps_running()
         });
         if busy || self.shared.has_messages() {
@@ -561,11 +473,6 @@ fn not_in_flight(id: upcall_id) -> i32 {
     fail(libc::ENOENT, format_args!("upcall_cancel: no operation {id:#x} is in flight"))
 }
 
-/// Arguments to be filled in.
-pub(super) fn blank_args() -> Args {
-    Args { addr: 0, addr2: 0, len: 0, offset: 0, offset2: 0, fd_word: AtomicI32::new(-1), arg: 0, arg2: 0, stage: 0 }
-}
-
 fn refused(error: i32, text: &str) -> i32 {
     fail(error, text)
 }
@@ -590,15 +497,15 @@ fn bury_one<D: Driver>(this: &Loop, engine: *mut Engine<D>) -> bool {
 }
 
 impl<D: Driver> Engine<D> {
-    /// A submit outside a turn: others see the counters, and an outside wait ends.
+    /// A submit outside a turn: others see the counter, and an outside wait ends.
     #[inline(always)]
     fn after_outside_call(&mut self) {
-        self.count();
+        self.count_submitted();
         self.touched();
     }
 
-    /// Takes in what waits in the inbox.
-    fn take_in_all(&mut self) {
+    /// Takes in what other threads sent and gave back.
+    fn look_outside(&mut self) {
         if self.core.shared.has_messages() {
             self.take_in();
         }

@@ -60,6 +60,17 @@ pub(crate) struct Lookup {
 }
 
 impl Lookup {
+    /// For the models of who frees it.
+    #[cfg(all(test, loom))]
+    pub fn of_nothing() -> Lookup {
+        Lookup { node: None, service: None, hints: None, found: AtomicPtr::new(null_mut()) }
+    }
+
+    #[cfg(all(test, loom))]
+    pub fn touch(&self) -> i64 {
+        self.found.load(Ordering::Acquire) as i64
+    }
+
     fn run(&self) -> i64 {
         let text = |string: &Option<CString>| string.as_deref().map_or(null(), CStr::as_ptr);
         let hints = self.hints.map(|[ai_flags, ai_family, ai_socktype, ai_protocol]| addrinfo {

@@ -1,13 +1,13 @@
 //! Threads: who this is, signals kept away, and one thread interrupted.
 
 use libc::c_void;
-use std::cell::Cell;
 use std::ffi::CStr;
 use std::ptr::null_mut;
 use std::sync::OnceLock;
 
 /// The address of this thread's control block: unique among living threads, one instruction. A dead thread's may be reused,
 /// so owners are also forgotten by a thread-exit hook.
+#[cfg(not(any(loom, miri)))]
 #[inline(always)]
 pub(crate) fn pointer() -> usize {
     #[cfg(target_arch = "x86_64")]
@@ -116,9 +116,26 @@ pub(crate) fn interrupt_signal() -> i32 {
     })
 }
 
+/// Miri knows no inline assembly.
+#[cfg(miri)]
+pub(crate) fn pointer() -> usize {
+    thread_local!(static HERE: u8 = const { 0 });
+    HERE.with(|here| std::ptr::from_ref(here) as usize)
+}
+
+#[cfg(loom)]
+pub(crate) use super::sync::modelled::kernel::{interrupt, thread as pointer};
+
 /// This thread's kernel id.
+#[cfg(loom)]
 pub(crate) fn id() -> i32 {
-    thread_local!(static ID: Cell<i32> = const { Cell::new(0) });
+    pointer() as i32
+}
+
+/// This thread's kernel id.
+#[cfg(not(loom))]
+pub(crate) fn id() -> i32 {
+    thread_local!(static ID: std::cell::Cell<i32> = const { std::cell::Cell::new(0) });
     ID.with(|cell| {
         if cell.get() == 0 {
             // SAFETY: no pointers.
@@ -129,6 +146,7 @@ pub(crate) fn id() -> i32 {
 }
 
 /// Interrupts a system call of one of the library's own threads.
+#[cfg(not(loom))]
 pub(crate) fn interrupt(thread: i32) {
     let signal = interrupt_signal();
     if signal != 0 && thread != 0 {

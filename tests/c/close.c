@@ -526,3 +526,60 @@ TEST(cancel_still_works_after_a_plain_close_that_came_too_soon) { /* hazards row
         free_loop(loop);
     }
 }
+
+TEST(what_comes_behind_a_close_in_its_submit_is_too_late) {
+    for (int way = 0; way < 3; way++) {
+        upcall_loop *loop = new_loop();
+        upcall_buffers *pool;
+        struct recorder rec = {0};
+        int fds[2];
+        unix_pair(fds);
+        CHECK_EQ(upcall_buffers_new(loop, 2, 64, &pool), 0);
+        upcall_op ops[] = {upcall_op_close(fds[0]), upcall_op_recv(fds[0], data, 8, 0)};
+        if (way == 0) /* as from another thread: before the first poll the loop has no owner */
+            submit_many(loop, ops, 2, &rec, NULL);
+        CHECK(upcall_poll(loop, 0) >= 0);
+        if (way == 2) { /* with buffers, all are accepted before any starts */
+            ops[1] = upcall_op_recv(fds[0], NULL, 0, 0);
+            ops[1].buffers = pool;
+        }
+        if (way > 0)
+            submit_many(loop, ops, 2, &rec, NULL);
+        run_finals(loop, &rec, 2);
+        for (int i = 0; i < 2; i++)
+            CHECK_EQ(rec.events[i].result, rec.events[i].kind == UPCALL_OP_CLOSE ? 0 : -EBADF);
+        CHECK(!is_open(fds[0]));
+        close(fds[1]);
+        forget(&rec);
+        free_loop(loop);
+        CHECK_EQ(upcall_buffers_free(pool), 0);
+    }
+}
+
+static void *submit_recv(void *arg) {
+    void **with = arg;
+    upcall_op op = upcall_op_recv(*(int *)with[1], data, 8, 0);
+    submit_one(with[0], op, with[2]);
+    return NULL;
+}
+
+TEST(a_close_ends_what_another_thread_has_submitted_before) {
+    for (int chained = 0; chained < 2; chained++) {
+        upcall_loop *loop = new_loop();
+        struct recorder rec = {0};
+        int fds[2];
+        unix_pair(fds);
+        CHECK(upcall_poll(loop, 0) >= 0);
+        join(start(submit_recv, (void *[]){loop, &fds[0], &rec}));
+        upcall_op ops[] = {upcall_op_nop(), upcall_op_close(fds[0])};
+        ops[0].flags = UPCALL_LINK;
+        submit_many(loop, chained ? ops : ops + 1, chained ? 2 : 1, &rec, NULL);
+        run_finals(loop, &rec, 2 + (size_t)chained);
+        for (size_t i = 0; i < rec.count; i++)
+            CHECK_EQ(rec.events[i].result, rec.events[i].kind == UPCALL_OP_RECV ? -ECANCELED : 0);
+        CHECK_EQ(rec.events[rec.count - 1].kind, UPCALL_OP_CLOSE);
+        close(fds[1]);
+        forget(&rec);
+        free_loop(loop);
+    }
+}

@@ -208,6 +208,7 @@ impl Uring {
         Some(self.queues.queue(user_data))
     }
 
+    #[inline]
     fn enter(&mut self, core: &Core, complete: u32, flags: u32, until: Option<u64>) -> i64 {
         let mut flags = flags | self.enter_flags;
         let time = until.map(|at| {
@@ -223,7 +224,7 @@ impl Uring {
         let submit = self.queues.unhanded();
         let call = || calls::enter(self.enter_fd, submit, complete, flags, time.as_ref());
         let limited = self.may_exceed && sys::limits_file_size();
-        let result = if self.may_raise > 0 || limited { sys::thread::without_write_signals(call) } else { call() };
+        let result = if self.may_raise > 0 || limited { enter_without_signals(call) } else { call() };
         self.queues.note_handed();
         // What the kernel did not take is issued by the next call.
         self.may_exceed &= self.queues.unhanded() > 0;
@@ -581,7 +582,7 @@ impl Uring {
         if number >= pool.count {
             return outcome;
         }
-        let header = pool.address(number).cast::<crate::abi::upcall_msg>();
+        let header = pool.show(number).cast::<crate::abi::upcall_msg>();
         // SAFETY: a buffer of the pool, at least as long as the header the kernel has just written into it.
         let header = unsafe {
             let mut told = header.read_unaligned();
@@ -605,6 +606,12 @@ impl Uring {
         }
         // The rest are answers to cancels, which say nothing: only the target's own completion decides.
     }
+}
+
+/// Apart, so that its signal sets are not on the stack of every turn.
+#[cold]
+fn enter_without_signals(call: impl FnOnce() -> i64) -> i64 {
+    sys::thread::without_write_signals(call)
 }
 
 fn register_event(ring: &IoUring, event: i32) -> Result<(), i32> {
@@ -639,6 +646,7 @@ impl Driver for Uring {
             queues.use_event(self.embedded);
             register_event(&made.ring, self.event)?;
         }
+        self.leave_thread();
         let pools = self.groups.take_pools();
         self.queues = queues;
         self.ring = made.ring;
@@ -651,6 +659,16 @@ impl Driver for Uring {
         }
         self.registered.set_again(&self.ring);
         Ok(())
+    }
+
+    fn leave_thread(&mut self) {
+        use std::os::fd::AsRawFd;
+        if self.enter_flags & calls::ENTER_REGISTERED_RING != 0 {
+            let ring = self.ring.as_raw_fd();
+            calls::unregister_ring(ring, self.enter_fd);
+            self.enter_flags &= !calls::ENTER_REGISTERED_RING;
+            self.enter_fd = ring;
+        }
     }
 
     fn start(&mut self, core: &mut Core, index: u32) {
@@ -749,11 +767,12 @@ impl Driver for Uring {
         self.has_work() || self.queues.has_completions() || self.queues.held_back() != 0 || self.queues.unhanded() > 0
     }
 
+    #[inline(always)]
     fn turn(&mut self, core: &mut Core, until: Until) -> Result<(), i32> {
         if !self.cancels.is_empty() || !self.backlog.is_empty() {
             self.catch_up(core);
         }
-        let mut wait = until != Until::Now && !self.has_work() && !self.queues.has_completions();
+        let mut wait = until != Until::Now && !self.queues.has_completions();
         if wait {
             if !self.wake_armed {
                 self.arm_wake(core);
@@ -765,19 +784,21 @@ impl Driver for Uring {
             self.attempts.open_turn();
             return Ok(());
         }
-        let result = match (wait, until) {
-            (true, Until::Time(at)) => self.enter(core, 1, calls::ENTER_GETEVENTS, Some(at)),
-            (true, _) => self.enter(core, 1, calls::ENTER_GETEVENTS, None),
-            (false, _) => self.enter(core, 0, calls::ENTER_GETEVENTS, None),
+        let limit = match until {
+            Until::Time(at) if wait => Some(at),
+            _ => None,
         };
+        let result = self.enter(core, u32::from(wait), calls::ENTER_GETEVENTS, limit);
         core.shared.awake();
         let mut interrupted = false;
         match -result as i32 {
             // A signal during the wait is hidden behind the count of what was handed over.
             _ if result >= 0 => {
-                let quiet = !self.queues.has_completions() && self.queues.held_back() == 0;
-                let in_time = matches!(until, Until::Time(at) if sys::now() < at) || until == Until::Forever;
-                interrupted = wait && result > 0 && quiet && in_time;
+                interrupted = wait
+                    && result > 0
+                    && !self.queues.has_completions()
+                    && self.queues.held_back() == 0
+                    && (until == Until::Forever || matches!(until, Until::Time(at) if sys::now() < at));
             }
             libc::ETIME | libc::EAGAIN | libc::EBUSY => {}
             libc::EINTR => interrupted = wait,
@@ -799,14 +820,23 @@ impl Driver for Uring {
             }
         }
         self.attempts.open_turn();
+        // What is hidden comes after the rest of a bundle.
+        if self.bundle.is_empty() {
+            self.queues.look();
+        }
         if interrupted { Err(libc::EINTR) } else { Ok(()) }
+    }
+
+    #[inline(always)]
+    fn is_drained(&mut self) -> bool {
+        self.queues.is_seen() && self.bundle.is_empty() && !self.attempts.has_work() && !self.queues.look()
     }
 
     #[inline(always)]
     fn next_quick<'a>(&mut self, core: &'a mut Core) -> Option<(&'a mut Slot, u32, i64)> {
         let entry = self.queues.peek()?;
-        let (slot, index) = core.slots.find_slot(entry.user_data)?;
-        if entry.flags != 0 || entry.result < 0 || !slot.is_quick() || self.queues.has_taken_many() {
+        let (slot, index) = core.slots.named(entry.user_data)?;
+        if entry.flags != 0 || entry.result < 0 || !slot.is_quick() {
             return None;
         }
         self.queues.skip();
@@ -816,12 +846,6 @@ impl Driver for Uring {
 
     #[inline(always)]
     fn next(&mut self, core: &mut Core) -> Outcome {
-        if self.queues.has_taken_many() && self.attempts.has_work() {
-            let outcome = self.next_attempted(core);
-            if !outcome.is_none() {
-                return outcome;
-            }
-        }
         loop {
             while let Some(entry) = self.queues.pop() {
                 let outcome = self.translate(core, entry);
@@ -833,11 +857,16 @@ impl Driver for Uring {
             if let Some(outcome) = self.bundle.pop_front() {
                 return outcome;
             }
+            if self.attempts.has_work() {
+                let outcome = self.next_attempted(core);
+                if !outcome.is_none() {
+                    return outcome;
+                }
+            }
             if !self.queues.look() {
-                break;
+                return Outcome::NONE;
             }
         }
-        if self.attempts.has_work() { self.next_attempted(core) } else { Outcome::NONE }
     }
 
     fn prepare_embedded_sleep(&mut self, core: &mut Core) {
