@@ -3,7 +3,7 @@
 BUILD ?= build/release
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
-.PHONY: demo test test-masks test-kernels test-models bench clean
+.PHONY: demo test test-masks test-kernels test-models test-races fuzz soak bench bench-quick bench-steady clean
 
 demo:
 	tools/setup.sh build
@@ -40,12 +40,47 @@ test-models:
 	tests/models/mutants.py $(MODELS)
 	tests/models/miri.sh $(MODELS)/miri || test $$? = 77
 
-bench:
+# Calls made from random bytes, under sanitizers, for an hour or FUZZ_SECONDS. What is found stands in build/fuzz.
+FUZZ_SECONDS ?= 3600
+fuzz:
+	tools/setup.sh test
+	tests/fuzz/build.sh build/fuzz
+	mkdir -p build/fuzz/found
+	nice build/fuzz/boundary -max_total_time=$(FUZZ_SECONDS) -len_control=0 -max_len=1024 -timeout=60 -print_final_stats=1 --report \
+		-artifact_prefix=$(CURDIR)/build/fuzz/ $(CURDIR)/build/fuzz/found $(CURDIR)/tests/fuzz/corpus
+
+# Ten million races of cancel and completion for each kind of wait, and the other races for a minute each: some hours.
+RACES ?= 10000000
+test-races:
+	tools/setup.sh test
+	cmake -S . -B $(BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release
+	cmake --build $(BUILD)
+	tests/races/run.sh $(BUILD) $(RACES)
+
+# Everything at once, for an hour on each backend: SOAK_SECONDS=600 for ten minutes.
+SOAK_SECONDS ?= 3600
+soak:
+	tools/setup.sh test
+	cmake -S . -B $(BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release
+	cmake --build $(BUILD) --target soak
+	$(BUILD)/tests/soak --backend io_uring --seconds $(SOAK_SECONDS)
+	$(BUILD)/tests/soak --backend epoll --seconds $(SOAK_SECONDS)
+
+# Every pair in turns, about twelve minutes on a machine that has nothing else to do; writes docs/bench and the tables of
+# docs/performance.md. ONLY="nop read" for some of it; bench-quick writes nothing and proves nothing about speed.
+bench bench-quick:
 	tools/setup.sh bench
 	cmake -S . -B $(BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release
-	cmake --build $(BUILD) --target figures reader_bench
-	UPCALL_BACKEND=io_uring $(BUILD)/bench/figures
-	UPCALL_BACKEND=epoll $(BUILD)/bench/figures
+	cmake --build $(BUILD) --target upcall_bench
+	bench/run.py --build $(BUILD) --only "$(ONLY)" $(if $(findstring quick,$@),--quick,--out docs/bench)
+
+# Upcall alone: allocations and system calls in the steady state, an idle loop, the read-ahead reader.
+bench-steady:
+	tools/setup.sh bench
+	cmake -S . -B $(BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release
+	cmake --build $(BUILD) --target upcall_bench
+	UPCALL_BACKEND=io_uring $(BUILD)/bench/steady_bench
+	UPCALL_BACKEND=epoll $(BUILD)/bench/steady_bench
 	UPCALL_BACKEND=io_uring $(BUILD)/bench/reader_bench
 	UPCALL_BACKEND=epoll $(BUILD)/bench/reader_bench
 

@@ -125,7 +125,7 @@ struct open_how;
  * elsewhere it is copied, with the same events). Two events: the result, with UPCALL_MORE, and when the data is no
  * longer needed the final one, with UPCALL_RELEASED, which repeats result and transferred; until then the data must
  * not change. An operation that never started has one, final event. A chain goes on, and a close of the descriptor no
- * longer waits, at the result. Since 0.1.
+ * longer waits, at the result; the end of the loop waits for both events. Since 0.1.
  */
 #define UPCALL_ZEROCOPY 32
 
@@ -955,7 +955,7 @@ int32_t upcall_loop_close(struct upcall_loop *loop,
 
 /**
  * @brief Closes without limit, then frees. When it returns nothing touches any operation's memory any more. Unreaped
- * records are dropped: their descriptors are closed and their buffers returned.
+ * records are dropped: their descriptors, also those that came with a message, are closed and their buffers returned.
  *
  * The owner thread, or any thread when the loop has no owner or its owner has exited; what a dead owner had in flight is
  * delivered as -EOWNERDEAD, on this thread. In a forked child it returns 0 and runs nothing. NULL is fine.

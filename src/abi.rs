@@ -54,7 +54,7 @@ pub const UPCALL_DRAIN: u32 = 16;
 /// elsewhere it is copied, with the same events). Two events: the result, with UPCALL_MORE, and when the data is no
 /// longer needed the final one, with UPCALL_RELEASED, which repeats result and transferred; until then the data must
 /// not change. An operation that never started has one, final event. A chain goes on, and a close of the descriptor no
-/// longer waits, at the result. Since 0.1.
+/// longer waits, at the result; the end of the loop waits for both events. Since 0.1.
 pub const UPCALL_ZEROCOPY: u32 = 32;
 /// This op does not keep upcall_run() alive (a watcher, a statistics tick). Since 0.1.
 pub const UPCALL_BACKGROUND: u32 = 64;

@@ -2,8 +2,9 @@
 # Prepares a Debian or Ubuntu machine: setup.sh build|test|bench
 #
 # Checks that cargo is there and new enough, and installs what else is missing with apt-get: for `build` what the library
-# and the examples need, for `test` also the second compiler, C++ and pkg-config, for `bench` liburing to compare with.
-# Does nothing where all is there.
+# and the examples need, for `test` also the second compiler with its fuzzer, C++ and pkg-config, for `bench` Python. Does
+# nothing where all is there. What the benchmarks compare with, and what draws, is welcome and not needed: what cannot be
+# installed is left out.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PATH:${CARGO_HOME:-$HOME/.cargo}/bin"
@@ -13,10 +14,14 @@ die() {
     exit 1
 }
 
+welcome=()
 case ${1-} in
 build) tools=(make cmake ninja cc libc ld) ;;
-test) tools=(make cmake ninja cc libc ld c++ clang pkg-config) ;;
-bench) tools=(make cmake ninja cc libc ld liburing) ;;
+test) tools=(make cmake ninja cc libc ld c++ clang fuzzer pkg-config) ;;
+bench)
+    tools=(make cmake ninja cc libc ld python3)
+    welcome=(c++ pkg-config liburing.h uv.h ev.h event2/event.h asio.hpp fio matplotlib)
+    ;;
 *) die "usage: setup.sh build|test|bench" ;;
 esac
 
@@ -34,7 +39,10 @@ is_there() {
     case $1 in
     libc) echo '#include <stdlib.h>' | cc -E - >/dev/null 2>&1 ;;
     c++) echo '#include <cstdlib>' | c++ -x c++ -E - >/dev/null 2>&1 ;;
-    liburing) echo '#include <liburing.h>' | cc -E - >/dev/null 2>&1 ;;
+    asio.hpp) echo '#include <asio/version.hpp>' | c++ -x c++ -E - >/dev/null 2>&1 ;;
+    *.h) echo "#include <$1>" | cc -E - >/dev/null 2>&1 ;;
+    matplotlib) /usr/bin/python3 -c 'import matplotlib' >/dev/null 2>&1 ;;
+    fuzzer) echo 'int LLVMFuzzerTestOneInput(void) { return 0; }' | clang -x c - -fsanitize=fuzzer,address -o /dev/null >/dev/null 2>&1 ;;
     *) command -v "$1" >/dev/null ;;
     esac
 }
@@ -45,9 +53,31 @@ package_of() {
     libc) echo libc6-dev ;;
     ld) echo binutils ;;
     c++) echo g++ ;;
-    liburing) echo liburing-dev ;;
+    liburing.h) echo liburing-dev ;;
+    uv.h) echo libuv1-dev ;;
+    ev.h) echo libev-dev ;;
+    event2/event.h) echo libevent-dev ;;
+    asio.hpp) echo libasio-dev ;;
+    matplotlib) echo python3-matplotlib ;;
+    fuzzer) echo libclang-rt-dev ;;
     *) echo "$1" ;;
     esac
+}
+
+# install PACKAGE...
+install() {
+    command -v apt-get >/dev/null || { echo "setup: please install: $* (there is no apt-get here)" >&2 && return 1; }
+    local root=(env DEBIAN_FRONTEND=noninteractive)
+    if [ "$(id -u)" -ne 0 ]; then
+        command -v sudo >/dev/null || { echo "setup: please install as root: $* (there is no sudo here)" >&2 && return 1; }
+        root=(sudo "${root[@]}")
+    fi
+    local install=("${root[@]}" apt-get install --yes --no-install-recommends "$@")
+    local update=("${root[@]}" apt-get update)
+    echo "setup: installing $*"
+    compgen -G '/var/lib/apt/lists/*_Packages*' >/dev/null || "${update[@]}" # a fresh machine has no package lists
+    "${install[@]}" </dev/null || { "${update[@]}" && "${install[@]}" </dev/null; } || # or stale ones
+        { echo "setup: could not install: $*" >&2 && return 1; }
 }
 
 packages=()
@@ -55,21 +85,17 @@ for tool in "${tools[@]}"; do
     is_there "$tool" || packages+=("$(package_of "$tool")")
 done
 if [ ${#packages[@]} -gt 0 ]; then
-    command -v apt-get >/dev/null || die "please install: ${packages[*]} (there is no apt-get here)"
-    root=(env DEBIAN_FRONTEND=noninteractive)
-    if [ "$(id -u)" -ne 0 ]; then
-        command -v sudo >/dev/null || die "please install as root: ${packages[*]} (there is no sudo here)"
-        root=(sudo "${root[@]}")
-    fi
-    install=("${root[@]}" apt-get install --yes --no-install-recommends "${packages[@]}")
-    echo "setup: installing ${packages[*]}"
-    update=("${root[@]}" apt-get update)
-    compgen -G '/var/lib/apt/lists/*_Packages*' >/dev/null || "${update[@]}" # a fresh machine has no package lists
-    "${install[@]}" </dev/null || { "${update[@]}" && "${install[@]}" </dev/null; } || # or stale ones
-        die "could not install: ${packages[*]}"
+    install "${packages[@]}" || exit 1
     for tool in "${tools[@]}"; do
         is_there "$tool" || die "$(package_of "$tool") is installed, but $tool still does not work"
     done
+fi
+packages=()
+for tool in "${welcome[@]}"; do
+    is_there "$tool" || packages+=("$(package_of "$tool")")
+done
+if [ ${#packages[@]} -gt 0 ]; then
+    install "${packages[@]}" || echo "setup: going on without ${packages[*]}"
 fi
 
 wanted=$(sed -n 's/^cmake_minimum_required(VERSION \([0-9.]*\).*/\1/p' CMakeLists.txt)

@@ -79,6 +79,13 @@ impl Attempts {
         let pool = core.side_of(index).and_then(|side| side.pool.as_ref().map(Arc::as_ptr));
         let mut buffer = None;
         let decision = match pool {
+            // RWF_NOWAIT waits for the device there (6.18).
+            None if def.is(op::POSITIONAL)
+                && def.is(op::INWARD)
+                && core.descriptors.is_direct_file(core.slots[index].args.fd()) =>
+            {
+                Decision::Pool
+            }
             None => match def.attempt {
                 Some(attempt) => attempt(&mut core.slots[index].args),
                 None => Decision::Pool,
@@ -177,11 +184,19 @@ impl Attempts {
             return Step::Out(Outcome::postponed(index));
         }
         core.slots[index].rung = rung::POOL;
-        Step::Out(Outcome::done(index, block(&args)).with_buffer(buffer))
+        // A write may raise a signal, which the pool's threads block.
+        let result = sys::thread::without_write_signals(|| block(&args));
+        Step::Out(Outcome::done(index, result).with_buffer(buffer))
     }
 
     /// The next operation that a thread has finished.
+    #[inline(always)]
     pub fn collect(&mut self, core: &mut Core) -> Option<Outcome> {
+        if self.threads.has_finished() { self.collect_one(core) } else { None }
+    }
+
+    #[inline(never)]
+    fn collect_one(&mut self, core: &mut Core) -> Option<Outcome> {
         while self.threads.has_finished() {
             let finished = self.threads.collect()?;
             if let Some(index) = core.slots.find(finished.id) {

@@ -10,14 +10,16 @@ pub(crate) mod uring;
 
 use crate::engine::buffers::Pool;
 use crate::engine::core::Core;
-use crate::engine::slot::NONE;
+use crate::engine::descriptors::Descriptors;
+use crate::engine::slot::{NONE, Slot};
+use crate::op::OpDef;
 use std::sync::Arc;
 
 /// What became of an operation, or of one event of it. Two registers: moving it through memory costs more than making it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Outcome {
     pub index: u32,
-    /// MORE, LATER, QUICK, RELEASED, LENT with the buffer's number above.
+    /// MORE, LATER, RELEASED, LENT with the buffer's number above.
     word: u32,
     pub result: i64,
 }
@@ -25,8 +27,7 @@ pub(crate) struct Outcome {
 const MORE: u32 = 1;
 const LATER: u32 = 2;
 const LENT: u32 = 4;
-const QUICK: u32 = 8;
-const RELEASED: u32 = 16;
+const RELEASED: u32 = 8;
 const BUFFER_SHIFT: u32 = 16;
 
 impl Outcome {
@@ -36,17 +37,6 @@ impl Outcome {
     #[inline(always)]
     pub fn done(index: u32, result: i64) -> Outcome {
         Outcome { index, word: 0, result }
-    }
-
-    /// The success of a native operation that nothing else knows (see `bits::QUICK`): nothing more need be looked at.
-    #[inline(always)]
-    pub fn quick(index: u32, result: i64) -> Outcome {
-        Outcome { index, word: QUICK, result }
-    }
-
-    #[inline(always)]
-    pub fn is_quick(self) -> bool {
-        self.word == QUICK
     }
 
     /// Nothing was done; start it again after a pause.
@@ -132,10 +122,11 @@ pub(crate) trait Driver {
     fn release(&mut self, core: &mut Core) -> Result<(), i32>;
     /// Begins an operation, or goes on with one whose outcome asked for it. No outcome is made inside.
     fn start(&mut self, core: &mut Core, index: u32);
-    /// [`Driver::start`] for one just accepted that has nothing in `bits::SLOW`; its rung says NATIVE already.
+    /// [`Driver::start`] for one just accepted that has nothing in `bits::SLOW`; its rung says NATIVE already. False: it was
+    /// not started.
     #[inline(always)]
-    fn start_plain(&mut self, core: &mut Core, index: u32, _kind: u8, _id: u64) {
-        self.start(core, index);
+    fn start_plain(&mut self, _: &mut Descriptors, _: &mut Slot, _: &OpDef, _id: u64) -> bool {
+        false
     }
     /// Begins an operation by attempts, not natively: after a native answer that is not to be believed.
     fn start_by_attempt(&mut self, core: &mut Core, index: u32);
@@ -149,10 +140,21 @@ pub(crate) trait Driver {
     fn has_work(&self) -> bool;
     /// Whether a turn that does not wait would find anything; what was started is handed over.
     fn has_leftovers(&mut self) -> bool;
-    /// Hands over what was started and waits. -EINTR when a signal ended the wait.
+    /// Hands over what was started and waits, if asked to: only while [`Driver::has_work`] is false. -EINTR when a signal
+    /// ended the wait.
     fn turn(&mut self, core: &mut Core, until: Until) -> Result<(), i32>;
     /// The next outcome that was there when the turn ended, or [`Outcome::NONE`].
     fn next(&mut self, core: &mut Core) -> Outcome;
+    /// Surely has no more outcomes in this turn.
+    #[inline(always)]
+    fn is_drained(&mut self) -> bool {
+        false
+    }
+    /// The same as [`Driver::next`], if it is the success of a native operation whose end concerns few (see [`Slot::is_quick`]): slot, index and result. None: ask [`Driver::next`].
+    #[inline(always)]
+    fn next_quick<'a>(&mut self, _: &'a mut Core) -> Option<(&'a mut Slot, u32, i64)> {
+        None
+    }
     /// The loop will be waited for from outside: nothing may be left half-known.
     fn prepare_embedded_sleep(&mut self, core: &mut Core);
     /// A descriptor that becomes readable when outcomes may be had. Owner thread, or no owner yet.
@@ -174,6 +176,9 @@ pub(crate) trait Driver {
     fn quiesce(&mut self, core: &mut Core);
     /// As [`Driver::quiesce`], for what does not need the owner thread: the threads.
     fn quiesce_threads(&mut self, core: &mut Core);
+
+    /// The owner thread gives the loop up, detached, freed or exiting: nothing of it stays with the thread.
+    fn leave_thread(&mut self) {}
     /// In a forked child: closes this process's copies of the descriptors and touches nothing else.
     fn abandon(&mut self);
 }

@@ -1,7 +1,7 @@
 //! From a descriptor to a started operation, and how one is asked to end.
 
 use super::shared::Submission;
-use super::slot::{NONE, State, bits, rung};
+use super::slot::{Label, NONE, State, bits, rung};
 use super::{Engine, Steps};
 use crate::abi::*;
 use crate::driver::{Cancel, Driver};
@@ -9,7 +9,7 @@ use crate::engine::check;
 use crate::engine::descriptors::Descriptors;
 use crate::op::side::Side;
 use crate::op::{self, Args, OpDef, Refusal};
-use crate::sys;
+use crate::sys::{self, checkers};
 use std::mem::MaybeUninit;
 use std::sync::Arc;
 
@@ -23,6 +23,19 @@ pub(super) fn copy_metadata(def: &OpDef, operation: &upcall_op, args: &mut Args,
     if let Some(copy) = def.copy {
         copy(args, side, !operation.buffers.is_null());
     }
+}
+
+/// Tells memory checkers what an operation may touch. Any thread.
+pub(super) fn watch(def: &OpDef, operation: &upcall_op, side: &mut Side) {
+    let inward = def.is(op::INWARD);
+    if def.is(op::MOVES) && !def.is(op::TWO_FDS) && operation.buffers.is_null() {
+        if def.is(op::VECTOR) {
+            side.iov.iter().for_each(|part| side.watched.add_data(part.iov_base as u64, part.iov_len as u64, inward));
+        } else {
+            side.watched.add_data(operation.addr, operation.len, inward);
+        }
+    }
+    op::results(operation).into_iter().for_each(|(at, len)| side.watched.add_result(at, len));
 }
 
 /// Enters the pool an operation names. Any thread.
@@ -44,27 +57,39 @@ pub(super) fn borrow_pool(operation: &upcall_op, side: &mut Side) -> Result<(), 
     Ok(())
 }
 
-/// The bits that every operation of a kind starts with.
-static BITS: [u16; op::KINDS] = {
-    let mut table = [0; op::KINDS];
+/// The labels that the operations of a kind start with, if nothing is special about them: most are started, and native.
+static LABELS: [Label; op::KINDS] = {
+    let mut table = [Label::new(0, State::Started, 0, 0, rung::NATIVE); op::KINDS];
     let mut kind = 0;
     while kind < op::KINDS {
         let def = op::of(kind as u8);
-        if def.is(op::MOVES) {
-            table[kind] |= bits::MOVES;
-        }
-        if def.is(op::TIMER | op::SIGNAL | op::CLOSES | op::CURSOR | op::AMENDS_ALL | op::TWO_FDS | op::SHUTS) {
-            table[kind] |= bits::SPECIAL;
-        }
+        let moves = if def.is(op::MOVES) { bits::MOVES } else { 0 };
+        let special =
+            def.is(op::TIMER | op::SIGNAL | op::CLOSES | op::CURSOR | op::AMENDS_ALL | op::TWO_FDS | op::SHUTS);
+        let set = moves | if special { bits::SPECIAL } else { 0 };
+        table[kind] = Label::new(kind as u8, State::Started, 0, set, rung::NATIVE);
         kind += 1;
     }
     table
 };
 
+/// What an operation's flags ask for.
+#[inline(always)]
+fn bits_of(flags: u32) -> u16 {
+    let bit = |flag: u32, bit: u16| if flags & flag != 0 { bit } else { 0 };
+    bit(UPCALL_FULL, bits::FULL)
+        | bit(UPCALL_MULTISHOT, bits::MULTI)
+        | bit(UPCALL_BACKGROUND, bits::BACKGROUND)
+        | bit(UPCALL_ZEROCOPY, bits::SPECIAL)
+}
+
+/// Where the program wants the ids.
+type Ids<'a> = Option<&'a mut [MaybeUninit<u64>]>;
+
 impl<D: Driver> Engine<D> {
     /// Accepts all of a submit of the owner thread, or none.
-    #[inline]
-    pub fn submit(&mut self, ops: &[upcall_op], ids: Option<&mut [MaybeUninit<u64>]>) -> Result<(), Refusal> {
+    #[inline(always)]
+    pub fn submit(&mut self, ops: &[upcall_op], ids: Ids) -> Result<(), Refusal> {
         let needs = check::submission(ops, &self.core.shared)?;
         let enough = ops.len() <= u32::MAX as usize && self.ensure_slots(ops.len() as u32);
         if !enough {
@@ -73,60 +98,47 @@ impl<D: Driver> Engine<D> {
         let at = if needs.clock { sys::now() } else { 0 };
         self.in_flight += ops.len();
         self.tally.submitted += ops.len() as u64;
-        if let Some(ids) = ids {
-            // A second pass, so that programs that want no ids do not pay for them; the slots come in the same order.
-            return self.admit_all(ops, at, needs, |number, id| {
-                ids[number].write(id);
-            });
+        // A pool may be freed between the check and now, so with buffers nothing starts before all are admitted.
+        if needs.order || needs.whole {
+            return self.admit_ordered(ops, at, needs.order, ids);
         }
-        self.admit_all(ops, at, needs, |_, _| {})
+        // Two passes through one source, so that programs without options do not pay for them.
+        if needs.options { self.admit_all::<true>(ops, at, ids) } else { self.admit_all::<false>(ops, at, ids) }
     }
 
     #[inline(always)]
-    fn admit_all(
-        &mut self,
-        ops: &[upcall_op],
-        at: u64,
-        needs: check::Needs,
-        mut tell: impl FnMut(usize, u64),
-    ) -> Result<(), Refusal> {
-        // A pool may be freed between the check and now, so with buffers nothing starts before all are admitted.
-        if needs.order || needs.whole {
-            return self.admit_ordered(ops, at, needs.order, tell);
-        }
+    fn admit_all<const OPTIONS: bool>(&mut self, ops: &[upcall_op], at: u64, mut ids: Ids) -> Result<(), Refusal> {
         for (number, operation) in ops.iter().enumerate() {
             let index = self.core.slots.take();
-            let def = op::of(operation.kind as u8);
             // As most go on: started, and native.
-            let (id, set) = self.fill(index, operation, def, State::Started);
-            tell(number, id);
-            if def.copy.is_some() || operation.timeout_ns != 0 || set & bits::SLOW != 0 {
-                self.core.slots[index].rung = rung::IDLE;
+            let (def, id) = self.fill::<OPTIONS>(index, operation, State::Started);
+            if let Some(ids) = &mut ids {
+                ids[number].write(id);
+            }
+            let slot = &mut self.core.slots[index];
+            if slot.bits & bits::SLOW != 0 || def.is(op::COPIES) || (OPTIONS && operation.timeout_ns != 0) {
+                slot.rung = rung::IDLE;
                 self.fill_more(index, operation, def, at, false)?;
                 self.start(index);
-            } else {
-                self.driver.start_plain(&mut self.core, index, operation.kind as u8, id);
+            } else if !self.driver.start_plain(&mut self.core.descriptors, slot, def, id) {
+                self.driver.start(&mut self.core, index);
             }
         }
         Ok(())
     }
 
     #[cold]
-    fn admit_ordered(
-        &mut self,
-        ops: &[upcall_op],
-        at: u64,
-        ordered: bool,
-        mut tell: impl FnMut(usize, u64),
-    ) -> Result<(), Refusal> {
+    fn admit_ordered(&mut self, ops: &[upcall_op], at: u64, ordered: bool, mut ids: Ids) -> Result<(), Refusal> {
         if ops.iter().any(|operation| op::of(operation.kind as u8).is(op::CLOSES)) {
             self.take_in_before_close();
         }
         let mut indexes = Vec::with_capacity(ops.len());
         for (number, operation) in ops.iter().enumerate() {
             let index = self.core.slots.take();
-            let def = op::of(operation.kind as u8);
-            tell(number, self.fill(index, operation, def, State::Free).0);
+            let (def, id) = self.fill::<true>(index, operation, State::Free);
+            if let Some(ids) = &mut ids {
+                ids[number].write(id);
+            }
             let admitted = self.fill_more(index, operation, def, at, ordered);
             indexes.push(index);
             if let Err(refusal) = admitted {
@@ -187,19 +199,32 @@ impl<D: Driver> Engine<D> {
         false
     }
 
-    /// Fills a slot of this thread: its id, and its bits.
+    /// Fills a slot of this thread: the operation's definition and id. Without `OPTIONS` its flags are zero.
     #[inline(always)]
-    fn fill(&mut self, index: u32, operation: &upcall_op, def: &OpDef, state: State) -> (u64, u16) {
+    fn fill<const OPTIONS: bool>(&mut self, index: u32, operation: &upcall_op, state: State) -> (&'static OpDef, u64) {
+        let kind = operation.kind as usize % op::KINDS;
+        let def = op::of(kind as u8);
         let slot = &mut self.core.slots[index];
-        // Without arguments there is nothing to replay; only the descriptor that others look for must be none.
-        if def.is(op::NO_ARGS) {
-            slot.args.fd_word.store(-1, std::sync::atomic::Ordering::Relaxed);
-        } else {
-            slot.args.fill(operation);
+        // Without arguments there is nothing to replay, and a free slot names no descriptor.
+        if !def.is(op::NO_ARGS) {
+            slot.args.fill(operation, def);
         }
         // Not before: who finds the id in a slot looks at the descriptor next to it.
-        let id = self.core.slots.open(index);
-        (id, self.enter(index, operation, def, 0, state))
+        let id = slot.open();
+        slot.callback = operation.callback;
+        slot.user = operation.user;
+        if OPTIONS {
+            let set = LABELS[kind].bits() | bits_of(operation.flags);
+            let rung = if state == State::Started { rung::NATIVE } else { rung::IDLE };
+            slot.set_label(Label::new(kind as u8, state, operation.flags as u16, set, rung));
+            self.background += usize::from(set & bits::BACKGROUND != 0);
+        } else {
+            slot.set_label(LABELS[kind]);
+        }
+        if def.is(op::FD | op::DIRFD | op::EMPTY_IS_DONE) {
+            self.enter(index, operation, def);
+        }
+        (def, id)
     }
 
     /// What fewer operations have: copied metadata, buffers, a deadline.
@@ -212,7 +237,7 @@ impl<D: Driver> Engine<D> {
         at: u64,
         parked: bool,
     ) -> Result<(), Refusal> {
-        if def.copy.is_some() || !operation.buffers.is_null() {
+        if def.is(op::COPIES) || !operation.buffers.is_null() {
             self.core.side(index);
             let (slot, side) = self.core.both(index);
             if let Some(side) = side {
@@ -220,6 +245,9 @@ impl<D: Driver> Engine<D> {
                 borrow_pool(operation, side)?;
                 self.watch_pool(index);
             }
+        }
+        if checkers::any() {
+            watch(def, operation, self.core.side(index));
         }
         if def.is(op::TIMER) {
             self.core.slots[index].args.offset = at;
@@ -230,48 +258,29 @@ impl<D: Driver> Engine<D> {
         Ok(())
     }
 
-    /// What every accepted operation gets.
+    /// Enters an accepted operation into its descriptor's list.
     #[inline(always)]
-    fn enter(&mut self, index: u32, operation: &upcall_op, def: &OpDef, foreign: u16, state: State) -> u16 {
-        let mut set = BITS[operation.kind as usize % op::KINDS] | foreign;
-        if operation.flags & (UPCALL_FULL | UPCALL_MULTISHOT | UPCALL_BACKGROUND | UPCALL_ZEROCOPY) != 0 {
-            set |= if operation.flags & UPCALL_FULL != 0 { bits::FULL } else { 0 };
-            set |= if operation.flags & UPCALL_MULTISHOT != 0 { bits::MULTI } else { 0 };
-            set |= if operation.flags & UPCALL_BACKGROUND != 0 { bits::BACKGROUND } else { 0 };
-            set |= if operation.flags & UPCALL_ZEROCOPY != 0 { bits::SPECIAL } else { 0 };
-        }
+    fn enter(&mut self, index: u32, operation: &upcall_op, def: &OpDef) {
+        let mut set = 0;
         if def.is(op::EMPTY_IS_DONE) && ((operation.len == 0 && operation.arg == 0) || !operation.buffers.is_null()) {
             set |= bits::SPECIAL;
         }
         if def.is(op::FD | op::DIRFD) {
-            // What comes while the descriptor closes is nothing for the close to wait for.
-            let listed = operation.fd >= 0
-                && !self.core.descriptors.is_closing(operation.fd)
-                && self.core.descriptors.link(&mut self.core.slots, index);
+            let listed = operation.fd >= 0 && self.core.descriptors.link(&mut self.core.slots, index);
             set |= if listed { bits::LISTED } else { bits::SPECIAL };
             if def.is(op::TWO_FDS) {
-                let (second, id) = (operation.arg2 as i32, self.core.slots[index].id());
-                if !self.core.descriptors.is_closing(second) {
-                    self.core.shared.seconds.insert(second, id);
-                } else if self.core.shared.seconds.remove(second, id) && self.core.only_a_close_is_left(second) {
-                    self.note_closer(second);
-                }
+                self.enter_second(operation.arg2 as i32, self.core.slots[index].id());
             }
         }
-        let slot = &mut self.core.slots[index];
-        slot.callback = operation.callback;
-        slot.user = operation.user;
-        slot.label(
-            operation.kind as u8,
-            state,
-            operation.flags as u16,
-            set,
-            if state == State::Started { rung::NATIVE } else { rung::IDLE },
-        );
-        if set & bits::BACKGROUND != 0 {
-            self.background += 1;
+        self.core.slots[index].bits |= set;
+    }
+
+    fn enter_second(&mut self, fd: i32, id: u64) {
+        if !self.core.descriptors.is_closing(fd) {
+            self.core.shared.seconds.insert(fd, id);
+        } else if self.core.shared.seconds.remove(fd, id) && self.core.only_a_close_is_left(fd) {
+            self.note_closer(fd);
         }
-        set
     }
 
     /// The operation's deadline, counted from acceptance or, when it has to wait its turn, from its start.
@@ -324,7 +333,13 @@ impl<D: Driver> Engine<D> {
                 slot.side = self.core.sides.add(side);
             }
             let has_side = self.core.slots[index].side != NONE;
-            self.enter(index, &one.op, def, bits::FOREIGN, State::Free);
+            let slot = &mut self.core.slots[index];
+            slot.callback = one.op.callback;
+            slot.user = one.op.user;
+            let set = LABELS[one.op.kind as usize % op::KINDS].bits() | bits_of(one.op.flags) | bits::FOREIGN;
+            slot.set_label(Label::new(one.op.kind as u8, State::Free, one.op.flags as u16, set, rung::IDLE));
+            self.background += usize::from(set & bits::BACKGROUND != 0);
+            self.enter(index, &one.op, def);
             if has_side {
                 self.core.slots[index].bits |= bits::SIDE;
                 self.watch_pool(index);
@@ -572,7 +587,7 @@ impl<D: Driver> Engine<D> {
     pub(super) fn cancel_accepted(&mut self, id: u64) -> bool {
         let Some(index) = self.core.slots.find(id) else { return false };
         if self.core.slots[index].state == State::Inbox {
-            self.early_cancels.push(id);
+            self.early_cancels.insert(id);
         } else {
             self.cancel_operation(index, bits::ASKED);
         }
@@ -583,8 +598,7 @@ impl<D: Driver> Engine<D> {
     fn cancel_early(&mut self, indexes: &[u32]) {
         for &index in indexes {
             let id = self.core.slots[index].id();
-            if let Some(position) = self.early_cancels.iter().position(|&early| early == id) {
-                self.early_cancels.swap_remove(position);
+            if self.early_cancels.remove(&id) {
                 self.cancel_operation(index, bits::ASKED);
             }
         }
@@ -602,7 +616,7 @@ impl<D: Driver> Engine<D> {
 
     /// Cancels everything; returns how many were asked.
     pub fn cancel_all(&mut self) -> i32 {
-        self.take_in();
+        self.take_in_all();
         let found = self.core.slots.table().ids_in_flight(None);
         // The newest first: the kernel finds it at the head of a chain that it searches (20,000: 4 s the other way).
         let found = found.into_iter().rev().map(super::slot::index_of).collect();

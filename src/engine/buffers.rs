@@ -9,6 +9,7 @@
 
 use super::shared::{Message, Shared};
 use crate::op::Refusal;
+use crate::sys::checkers;
 use crate::sys::memory::Reservation;
 use crate::sys::sync::{AtomicBool, AtomicU64, SegQueue};
 use std::cell::UnsafeCell;
@@ -29,6 +30,7 @@ const RETIRED: u64 = u64::MAX;
 pub(crate) struct Pool {
     shared: Arc<Shared>,
     memory: Reservation,
+    len: usize,
     pub size: u32,
     pub count: u32,
     stride: usize,
@@ -63,6 +65,12 @@ unsafe impl Send for Pool {}
 // SAFETY: as above.
 unsafe impl Sync for Pool {}
 
+impl Drop for Pool {
+    fn drop(&mut self) {
+        checkers::show(self.memory.base(), self.len);
+    }
+}
+
 impl Pool {
     /// Reserves the memory; pages are used as they are touched.
     pub fn new(shared: &Arc<Shared>, count: u32, size: u32) -> Result<Arc<Pool>, Refusal> {
@@ -80,9 +88,11 @@ impl Pool {
             Ok(memory) => memory,
             Err(error) => return refuse(error, format!("no memory for {count} buffers of {size} bytes")),
         };
+        checkers::hide(memory.base(), len);
         Ok(Arc::new(Pool {
             shared: shared.clone(),
             memory,
+            len,
             size,
             count,
             stride,
@@ -131,7 +141,16 @@ impl Pool {
     pub fn lend(&self, number: u32, id: u64) -> *mut u8 {
         self.holders[number as usize].store(id, Ordering::Release);
         self.use_word.fetch_add(1, Ordering::SeqCst);
-        self.address(number)
+        self.show(number)
+    }
+
+    /// A buffer's memory, for use: memory checkers report that of others.
+    pub fn show(&self, number: u32) -> *mut u8 {
+        let at = self.address(number);
+        if checkers::any() {
+            checkers::show(at, self.size as usize);
+        }
+        at
     }
 
     /// Takes a lent buffer back from the program. False: it is not one. Any thread.
@@ -146,6 +165,9 @@ impl Pool {
             || self.holders[number].compare_exchange(holder, RETURNED, Ordering::AcqRel, Ordering::Relaxed).is_err()
         {
             return false;
+        }
+        if checkers::any() {
+            checkers::hide(self.address(number as u32), self.size as usize);
         }
         self.returned.push((number as u32, holder));
         self.use_word.fetch_sub(1, Ordering::SeqCst);

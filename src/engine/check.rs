@@ -5,6 +5,7 @@ use super::shared::Shared;
 use crate::abi::*;
 use crate::ffi;
 use crate::op::{self, OpDef, Refusal};
+use crate::sys::checkers;
 use std::sync::Arc;
 
 const LINKS: u32 = UPCALL_LINK | UPCALL_LINK_ALWAYS;
@@ -18,28 +19,71 @@ pub(crate) struct Needs {
     pub order: bool,
     /// The clock.
     pub clock: bool,
-    /// All to be admitted before any starts: pools, closes.
+    /// All to be admitted before any starts: pools, closes, memory checkers that are told of buffers.
     pub whole: bool,
+    /// Any of the optional fields.
+    pub options: bool,
 }
+
+/// What there is to check of an operation without options.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+enum Plain {
+    /// No such kind, or one that needs more (the clock, all of its submit): the long way.
+    Never,
+    /// Its arguments cannot be wrong.
+    Always,
+    /// What its `check` says.
+    IfChecked,
+}
+
+static PLAIN: [Plain; op::KINDS] = {
+    let mut table = [Plain::Never; op::KINDS];
+    let mut kind = 1;
+    while kind < op::KINDS {
+        let def = op::of(kind as u8);
+        if def.kind != 0 && !def.is(op::TIMER | op::CLOSES) {
+            table[kind] = if def.check.is_some() { Plain::IfChecked } else { Plain::Always };
+        }
+        kind += 1;
+    }
+    table
+};
 
 /// Checks all of a submit.
 #[inline(always)]
 pub(crate) fn submission(ops: &[upcall_op], shared: &Arc<Shared>) -> Result<Needs, Refusal> {
-    let mut needs = Needs::default();
+    let mut needs = Needs { whole: checkers::any(), ..Needs::default() };
     for (number, operation) in ops.iter().enumerate() {
-        if is_plain(operation) {
-            continue;
-        }
-        match one(operation, number + 1 == ops.len(), shared) {
-            Ok(def) => {
+        let plain = match PLAIN.get(operation.kind as usize) {
+            Some(&plain) if !has_options(operation) => plain,
+            _ => Plain::Never,
+        };
+        let checked = match plain {
+            Plain::Always => continue,
+            Plain::IfChecked => op::of(operation.kind as u8).check.map_or(Ok(()), |check| check(operation)),
+            Plain::Never => {
                 needs.order |= operation.flags & ORDER != 0;
+                let def = op::of(operation.kind as u8);
                 needs.whole |= !operation.buffers.is_null() || def.is(op::CLOSES);
                 needs.clock |= operation.timeout_ns != 0 || def.is(op::TIMER);
+                needs.options = true;
+                one(operation, number + 1 == ops.len(), shared)
             }
-            Err(refusal) => return Err(place(refusal, operation.kind, number, ops.len())),
+        };
+        if let Err(refusal) = checked {
+            return Err(place(refusal, operation.kind, number, ops.len()));
         }
     }
     Ok(needs)
+}
+
+/// Anything but its kind and arguments.
+#[inline(always)]
+fn has_options(operation: &upcall_op) -> bool {
+    let reserved = operation.reserved[0] | operation.reserved[1] | operation.reserved[2] | operation.reserved[3];
+    let others = operation.timeout_ns | operation.buffers as u64 | u64::from(operation.flags | operation.lend_max);
+    reserved | others != 0
 }
 
 /// "op 3 of 4: recv: buf is NULL but len is 4096".
@@ -49,33 +93,13 @@ fn place(refusal: Refusal, kind: upcall_kind, number: usize, count: usize) -> Re
     Refusal { error: refusal.error, text: text.into() }
 }
 
-/// A known kind whose arguments cannot be wrong, and nothing optional: no need to look further.
-#[inline(always)]
-fn is_plain(operation: &upcall_op) -> bool {
-    let def = op::of(operation.kind as u8);
-    let reserved = operation.reserved[0] | operation.reserved[1] | operation.reserved[2] | operation.reserved[3];
-    let optional = operation.timeout_ns | operation.buffers as u64 | u64::from(operation.flags | operation.lend_max);
-    operation.kind == def.kind
-        && operation.kind != 0
-        && def.check.is_none()
-        && !def.is(op::TIMER | op::CLOSES)
-        && reserved | optional == 0
-}
-
 #[inline(never)]
-fn one(operation: &upcall_op, last: bool, shared: &Arc<Shared>) -> Result<&'static OpDef, Refusal> {
+fn one(operation: &upcall_op, last: bool, shared: &Arc<Shared>) -> Result<(), Refusal> {
     let Some(def) = op::find(operation.kind) else {
         return Err(refusal(format!("kind {} is not an operation", operation.kind)));
     };
-    let special = operation.flags | operation.lend_max;
-    let reserved = operation.reserved[0] | operation.reserved[1] | operation.reserved[2] | operation.reserved[3];
-    if special != 0 || reserved != 0 || !operation.buffers.is_null() {
-        options(operation, def, last, shared)?;
-    }
-    if let Some(check) = def.check {
-        check(operation)?;
-    }
-    Ok(def)
+    options(operation, def, last, shared)?;
+    def.check.map_or(Ok(()), |check| check(operation))
 }
 
 #[cold]
@@ -139,7 +163,8 @@ fn options(operation: &upcall_op, def: &OpDef, last: bool, shared: &Arc<Shared>)
     }
     if def.is(op::MESSAGE) && operation.addr != 0 {
         let msg = op::side::message(operation.addr);
-        let before = size_of::<upcall_msg>() as u64 + u64::from(msg.msg_namelen) + msg.msg_controllen as u64;
+        let before =
+            (size_of::<upcall_msg>() as u64 + u64::from(msg.msg_namelen)).saturating_add(msg.msg_controllen as u64);
         if before > u64::from(pool.size) {
             return refuse("a buffer has no room for upcall_msg, msg_namelen and msg_controllen");
         }

@@ -18,6 +18,8 @@ pub(crate) struct Descriptor {
     pub cursor_out: u16,
     pub cursor_waiting: u32,
     pub class: Class,
+    /// A file opened with O_DIRECT, as far as anyone asked.
+    direct: Option<bool>,
     /// The operation that closes it; NONE: none does.
     pub closer: u32,
     /// The epoll driver's: see there.
@@ -46,6 +48,7 @@ const EMPTY: Descriptor = Descriptor {
     cursor_out: 0,
     cursor_waiting: 0,
     class: Class::Unknown,
+    direct: None,
     closer: NONE,
     interest: 0,
 };
@@ -91,7 +94,8 @@ impl Descriptors {
         Some(())
     }
 
-    /// Appends an operation to its descriptor's list. False: there is no such descriptor.
+    /// Appends an operation to its descriptor's list. False: there is no such descriptor, or a close waits for the others:
+    /// what comes while the descriptor closes is nothing for the close to wait for.
     #[inline(always)]
     pub fn link(&mut self, slots: &mut Slots, index: u32) -> bool {
         let Some(descriptor) = self.entry(slots[index].args.fd()) else { return false };
@@ -99,6 +103,8 @@ impl Descriptors {
         if tail == NONE {
             let interest = descriptor.interest & KEPT;
             *descriptor = Descriptor { interest, head: index, ..EMPTY };
+        } else if descriptor.closer != NONE {
+            return false;
         }
         descriptor.tail = index;
         slots[index].fd_prev = tail;
@@ -163,6 +169,21 @@ impl Descriptors {
                 descriptor.class
             }
         }
+    }
+
+    /// A file opened with O_DIRECT, asked once per stretch of use.
+    #[inline(always)]
+    pub fn is_direct_file(&mut self, fd: i32) -> bool {
+        match self.get(fd) {
+            None => sys::is_direct_file(fd),
+            Some(descriptor) => *descriptor.direct.get_or_insert_with(|| sys::is_direct_file(fd)),
+        }
+    }
+
+    /// It is known to be a file.
+    #[inline(always)]
+    pub fn is_known_file(&mut self, fd: i32) -> bool {
+        self.get(fd).is_some_and(|descriptor| descriptor.class == Class::File)
     }
 
     /// Whether an operation at the descriptor's own position may start now; if so it counts as started. Two in the same

@@ -310,6 +310,52 @@ fn a_lack_of_support_is_unseen_and_a_real_refusal_is_told() {
     assert_eq!(bench.engine.driver.lowered, 1);
 }
 
+/// A thread holds a buffer without having been lent it: the pool seems to have one, and the operation must not try again at
+/// once, for ever.
+#[test]
+fn a_shortage_in_a_pool_that_has_buffers_is_no_spin() {
+    let mut bench = Bench::new();
+    let pool = Pool::new(&bench.engine.core.shared, 1, 64).expect("memory");
+    pool.split(0);
+    let buffers = Arc::as_ptr(&pool).cast_mut().cast();
+    let id = bench.submit(&[upcall_op { addr: 0, len: 0, buffers, ..bench.op(RECV, 0) }])[0];
+    let index = bench.last_started();
+    bench.answer(index, -i64::from(libc::ENOBUFS));
+    assert_eq!(bench.turn(), []);
+    assert_eq!(bench.engine.driver.attempted, [index], "the other set may have one");
+    assert_eq!(bench.engine.driver.started.len(), 1);
+    bench.answer(index, -i64::from(libc::ENOBUFS));
+    assert_eq!(bench.turn(), []);
+    assert!(!bench.engine.pools_have_work(), "it waits for time to pass, not for the pool");
+    while bench.engine.driver.started.len() == 1 {
+        std::thread::sleep(std::time::Duration::from_micros(100));
+        assert_eq!(bench.turn(), []);
+    }
+    bench.engine.driver.outcomes.push_back(Outcome::done(index, 5).with_buffer(Some(0)));
+    assert_eq!(bench.turn(), [(id, 5, 5, 0)]);
+    assert_eq!(pool.lent(), 1);
+}
+
+/// One whose buffers are all lent waits for a return.
+#[test]
+fn a_dry_pool_is_waited_for() {
+    let mut bench = Bench::new();
+    let pool = Pool::new(&bench.engine.core.shared, 1, 64).expect("memory");
+    pool.split(0);
+    let buffers = Arc::as_ptr(&pool).cast_mut().cast();
+    let op = upcall_op { addr: 0, len: 0, buffers, ..bench.op(RECV, 0) };
+    let ids = bench.submit(&[op, op]);
+    let started = bench.engine.driver.started.clone();
+    bench.engine.driver.outcomes.push_back(Outcome::done(started[0], 5).with_buffer(Some(0)));
+    bench.answer(started[1], -i64::from(libc::ENOBUFS));
+    assert_eq!(bench.turn(), [(ids[0], 5, 5, 0)]);
+    assert_eq!(bench.turn(), []);
+    assert_eq!((bench.engine.driver.started.len(), bench.engine.driver.attempted.len()), (2, 0));
+    assert!(pool.give_back(pool.address(0) as usize));
+    assert_eq!(bench.turn(), []);
+    assert_eq!(bench.engine.driver.started.len(), 3);
+}
+
 /// The other way is interrupted: it has not told yet.
 #[test]
 fn a_lack_of_support_is_not_told_by_an_interruption() {
@@ -368,7 +414,7 @@ fn a_submission_from_outside_starts_with_its_id_and_can_be_cancelled_before() {
         let index = shared.take_foreign().expect("a slot");
         let id = shared.table.open_foreign(index, op.fd);
         let mut args = Args::blank();
-        args.fill(&op);
+        args.fill(&op, op::of(op.kind as u8));
         let accepted = vec![Accepted { op, id, args, side: None }];
         shared.tell(Message::Submit(Box::new(Submission { accepted, at: 0 })));
         id

@@ -40,7 +40,7 @@ use embed::Embed;
 use group::{Group, Steps};
 use signals::Signals;
 use slot::NONE;
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::ffi::c_void;
 use std::sync::Arc;
 use timers::Timers;
@@ -63,8 +63,10 @@ pub(crate) struct Engine<D: Driver> {
     closers: Vec<u64>,
     posts: VecDeque<(unsafe extern "C-unwind" fn(*mut upcall_loop, *mut c_void), *mut c_void)>,
     records: VecDeque<upcall_event>,
-    /// What the operations of records made beyond their result: id, kind, [`Side::made`](crate::op::side::Side::made).
-    claims: VecDeque<(u64, u8, u64)>,
+    /// Records that were reaped: the number of the first that was not.
+    reaped: u64,
+    /// What the operations of records made beyond their result, with the numbers of the records.
+    claims: VecDeque<(u64, Claim)>,
     pools: Vec<Arc<Pool>>,
     /// Buffers are registered.
     registered: bool,
@@ -76,7 +78,7 @@ pub(crate) struct Engine<D: Driver> {
     /// Deliveries of the engine's own.
     streak: u32,
     /// Operations to cancel whose submission is still on its way through the inbox.
-    early_cancels: Vec<u64>,
+    early_cancels: HashSet<u64>,
     /// The clock of this turn; 0: not read yet.
     clock: u64,
     pub in_turn: bool,
@@ -92,12 +94,20 @@ pub(crate) struct Engine<D: Driver> {
     budget: turn::Budget,
 }
 
+/// What comes with a record and goes if that is dropped.
+enum Claim {
+    /// What an operation of this kind made: [`Side::made`](crate::op::side::Side::made).
+    Made(u8, u64),
+    /// A descriptor that came with a message.
+    Passed(i32),
+}
+
 /// Counted in plain words on the shortest way; added to the counters that others read at the end of each call.
 #[derive(Default)]
 struct Tally {
     submitted: u64,
-    /// Native operations that completed.
-    quick: u64,
+    /// Native operations that completed the short way.
+    native: u64,
     callbacks: u64,
 }
 
@@ -105,12 +115,17 @@ impl<D: Driver> Engine<D> {
     /// Brings the counters up to date.
     #[inline]
     pub fn count(&mut self) {
-        let tally = std::mem::take(&mut self.tally);
+        self.count_submitted();
         let counters = &self.core.shared.counters;
-        counters.submitted.add(tally.submitted);
-        counters.completed.add(tally.quick);
-        counters.native.add(tally.quick);
-        counters.callbacks.add(tally.callbacks);
+        counters.completed.add(self.tally.native);
+        counters.native.add(self.tally.native);
+        counters.callbacks.add(self.tally.callbacks);
+        (self.tally.native, self.tally.callbacks) = (0, 0);
+    }
+
+    #[inline]
+    fn count_submitted(&mut self) {
+        self.core.shared.counters.submitted.add(std::mem::take(&mut self.tally.submitted));
     }
 
     pub fn new(core: Core, driver: D, config: &upcall_config) -> Engine<D> {
@@ -128,6 +143,7 @@ impl<D: Driver> Engine<D> {
             closers: Vec::new(),
             posts: VecDeque::new(),
             records: VecDeque::new(),
+            reaped: 0,
             claims: VecDeque::new(),
             pools: Vec::new(),
             registered: false,
@@ -135,7 +151,7 @@ impl<D: Driver> Engine<D> {
             background: 0,
             tally: Tally::default(),
             streak: 0,
-            early_cancels: Vec::new(),
+            early_cancels: HashSet::new(),
             clock: 0,
             in_turn: false,
             taking_in: false,

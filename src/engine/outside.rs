@@ -7,7 +7,7 @@ use super::{admit, check};
 use crate::abi::*;
 use crate::op::side::Side;
 use crate::op::{self, Args, Refusal};
-use crate::sys;
+use crate::sys::{self, checkers};
 use std::ffi::c_void;
 use std::mem::MaybeUninit;
 use std::sync::Arc;
@@ -64,10 +64,13 @@ pub(super) fn submit(
 fn accept(shared: &Arc<Shared>, operation: &upcall_op) -> Result<Accepted, Refusal> {
     let def = op::of(operation.kind as u8);
     let mut one = Accepted { op: *operation, id: 0, args: Args::blank(), side: None };
-    one.args.fill(operation);
-    if def.copy.is_some() || !operation.buffers.is_null() {
+    one.args.fill(operation, def);
+    if def.copy.is_some() || !operation.buffers.is_null() || checkers::any() {
         let mut side = Box::new(Side::new());
         admit::copy_metadata(def, operation, &mut one.args, &mut side);
+        if checkers::any() {
+            admit::watch(def, operation, &mut side);
+        }
         admit::borrow_pool(operation, &mut side)?;
         one.side = Some(side);
     }
@@ -75,7 +78,7 @@ fn accept(shared: &Arc<Shared>, operation: &upcall_op) -> Result<Accepted, Refus
         leave_pool(&mut one);
         return Err(refuse(libc::EAGAIN, "config.max_operations are in flight"));
     };
-    one.id = shared.table.open_foreign(index, operation.fd);
+    one.id = shared.table.open_foreign(index, one.args.fd());
     Ok(one)
 }
 

@@ -1,7 +1,7 @@
 //! From an outcome to an event, or to the next step of an operation that goes on.
 
-use super::slot::{NONE, State, bits, rung};
-use super::{Engine, Steps};
+use super::slot::{NONE, Slot, State, bits, rung};
+use super::{Claim, Engine, Steps};
 use crate::abi::*;
 use crate::driver::{Driver, Outcome};
 use crate::engine::descriptors::Descriptors;
@@ -30,6 +30,19 @@ impl Delivery {
             reserved: [0; 2],
         },
     };
+
+    /// The only event of an operation that succeeded, field by field: moving it around costs more than making it.
+    #[inline(always)]
+    pub(super) fn set_plain(&mut self, slot: &Slot, result: i64) {
+        self.callback = slot.callback;
+        self.event.id = slot.id();
+        self.event.user = slot.user;
+        self.event.result = result;
+        self.event.transferred = if slot.has(bits::MOVES) { result as u64 } else { 0 };
+        self.event.buffer = std::ptr::null_mut();
+        self.event.flags = 0;
+        self.event.kind = u32::from(slot.kind);
+    }
 }
 
 /// The first pause of an operation that must try again, and the longest.
@@ -38,33 +51,19 @@ const BACKOFF_MAX_NS: u64 = 50_000_000;
 const IMPATIENT_MAX_NS: u64 = 20_000_000;
 
 impl<D: Driver> Engine<D> {
-    /// What an outcome means: an event in `out` (true), or nothing yet. The event is written field by field where it is
-    /// handed out from; moving it around costs more than making it.
+    /// What an outcome means: an event in `out` (true), or nothing yet.
     #[inline(always)]
     pub(super) fn settle(&mut self, outcome: Outcome, out: &mut Delivery) -> bool {
         let index = outcome.index;
         let slot = &self.core.slots[index];
-        let quick = outcome.is_quick();
-        if quick || slot.bits & bits::SLOW == 0 && outcome.result >= 0 && outcome.is_plain() {
-            out.callback = slot.callback;
-            out.event.id = slot.id();
-            out.event.user = slot.user;
-            out.event.result = outcome.result;
-            out.event.transferred = if slot.has(bits::MOVES) { outcome.result as u64 } else { 0 };
-            out.event.buffer = std::ptr::null_mut();
-            out.event.flags = 0;
-            out.event.kind = u32::from(slot.kind);
-            if quick {
-                self.tally.quick += 1;
-                self.in_flight -= 1;
-                self.core.slots[index].state = State::Free;
-                if self.core.slots.shut(index) {
-                    self.core.slots.put_back(index);
-                }
-                return true;
+        if slot.bits & bits::SLOW == 0 && outcome.result >= 0 && outcome.is_plain() {
+            out.set_plain(slot, outcome.result);
+            if slot.concerns_few() {
+                self.leave_quickly(index);
+            } else {
+                self.core.counters().completed.add(1);
+                self.leave(index);
             }
-            self.core.counters().completed.add(1);
-            self.leave(index);
             return true;
         }
         self.settle_into(outcome, out)
@@ -81,7 +80,7 @@ impl<D: Driver> Engine<D> {
         }
     }
 
-    fn event(&self, index: u32, result: i64, transferred: u64, flags: u32) -> Delivery {
+    pub(super) fn event(&self, index: u32, result: i64, transferred: u64, flags: u32) -> Delivery {
         let slot = &self.core.slots[index];
         Delivery {
             callback: slot.callback,
@@ -149,7 +148,7 @@ impl<D: Driver> Engine<D> {
                 if stopping {
                     return Some(cancelled);
                 }
-                self.pause_for_buffer(index);
+                self.on_shortage(index, native);
             }
             // Pinning the data failed; a plain send copies it.
             libc::ENOMEM | libc::ENOBUFS if native && !stopping && self.core.slots[index].is_zerocopy() => {
@@ -230,6 +229,7 @@ impl<D: Driver> Engine<D> {
         let transferred = if def.is(op::MOVES) { result as u64 } else { 0 };
         let mut delivery = self.event(index, result, transferred, UPCALL_MORE);
         delivery.event.buffer = self.lend(index, outcome.buffer());
+        self.claim_passed(index, &delivery);
         let slot = &mut self.core.slots[index];
         slot.bits &= !bits::REPORTED;
         let counted = slot.callback.is_none();
@@ -304,6 +304,18 @@ impl<D: Driver> Engine<D> {
         let slot = &mut self.core.slots[index];
         slot.state = State::Paused;
         slot.rung = rung::IDLE;
+    }
+
+    /// An operation found no buffer. Where the pool counts one that is not lent, waiting for a return would not wait: what the
+    /// kernel's set lacks, the other may have, and what a thread holds comes back in a while.
+    fn on_shortage(&mut self, index: u32, native: bool) {
+        let pool = self.core.side_of(index).and_then(|side| side.pool.as_ref());
+        let has_some = pool.is_some_and(|pool| pool.available() > 0 && !pool.has_returned());
+        match (has_some, native) {
+            (false, _) => self.pause_for_buffer(index),
+            (true, true) => self.driver.start_by_attempt(&mut self.core, index),
+            (true, false) => self.pause_by_clock(index),
+        }
     }
 
     /// Stops an operation until a buffer comes back.
@@ -572,15 +584,21 @@ impl<D: Driver> Engine<D> {
                 self.recycle(index, buffer);
             }
         }
-        let (slot, side) = self.core.both(index);
+        let (slot, mut side) = self.core.both(index);
+        if let Some(side) = &mut side
+            && !side.watched.is_empty()
+        {
+            side.watched.end(transferred, result >= 0);
+        }
         if let (Some(finish), Some(side)) = (def.finish, side)
             && side.pool.is_none()
         {
             finish(&slot.args, side, result);
             if side.made != 0 && slot.callback.is_none() {
-                self.claims.push_back((slot.id(), slot.kind, side.made));
+                self.claims.push_back((self.reaped + self.records.len() as u64, Claim::Made(slot.kind, side.made)));
             }
         }
+        self.claim_passed(index, &delivery);
         if def.is(op::SHUTS) && result == 0 {
             // A send that waits for room at a unix socket is not told of it (6.18).
             for other in self.core.operations(self.core.slots[index].args.fd()) {
@@ -593,6 +611,23 @@ impl<D: Driver> Engine<D> {
             self.follow(steps);
         }
         delivery
+    }
+
+    /// Descriptors that came with a message whose event is about to become a record.
+    #[inline]
+    fn claim_passed(&mut self, index: u32, delivery: &Delivery) {
+        let def = self.core.def(index);
+        if delivery.callback.is_some() || delivery.event.result < 0 || def.passed.is_none() {
+            return;
+        }
+        let number = self.reaped + self.records.len() as u64;
+        let (slot, side) = self.core.both(index);
+        if let (Some(passed), Some(side)) = (def.passed, side) {
+            let claims = &mut self.claims;
+            passed(&slot.args, side, delivery.event.buffer.cast(), &mut |fd| {
+                claims.push_back((number, Claim::Passed(fd)));
+            });
+        }
     }
 
     /// The first of a zero-copy send's two events. What waits for the operation goes on; its id and its data stay in use.
@@ -650,6 +685,33 @@ impl<D: Driver> Engine<D> {
         Some(steps)
     }
 
+    /// [`Engine::leave`] for one that completed and [concerns few](super::slot::Slot::concerns_few).
+    #[inline(always)]
+    pub(super) fn leave_quickly(&mut self, index: u32) {
+        if self.core.slots[index].rung == rung::NATIVE {
+            self.tally.native += 1;
+        } else {
+            self.core.counters().completed.add(1);
+            self.count_rung(index);
+        }
+        let slot = &mut self.core.slots[index];
+        slot.state = State::Free;
+        let listed = slot.has(bits::LISTED);
+        let reusable = slot.shut();
+        // One that is not listed names no descriptor.
+        if listed {
+            let clear = self.core.unlist(index);
+            self.core.slots[index].args.forget_fd();
+            if let Some(fd) = clear {
+                self.note_closer(fd);
+            }
+        }
+        if reusable {
+            self.core.slots.put_back(index);
+        }
+        self.in_flight -= 1;
+    }
+
     /// Frees everything an operation had. Its id is stale from here on.
     pub(super) fn leave(&mut self, index: u32) {
         let slot = &self.core.slots[index];
@@ -670,7 +732,8 @@ impl<D: Driver> Engine<D> {
         self.in_flight -= 1;
         let slot = &mut self.core.slots[index];
         slot.state = State::Free;
-        let reusable = self.core.slots.shut(index);
+        slot.args.forget_fd();
+        let reusable = slot.shut();
         if set & bits::FOREIGN != 0 {
             if reusable {
                 self.core.shared.put_back_foreign(index);
@@ -680,15 +743,20 @@ impl<D: Driver> Engine<D> {
         }
     }
 
-    fn leave_slowly(&mut self, index: u32) {
-        self.timers.disarm(&mut self.core.slots, index);
-        let slot = &self.core.slots[index];
+    /// Counts how an operation was done.
+    fn count_rung(&self, index: u32) {
         let counters = self.core.counters();
-        match slot.rung {
+        match self.core.slots[index].rung {
             rung::NATIVE => counters.native.add(1),
             rung::POOL | rung::OWN => counters.pool.add(1),
             _ => counters.emulated.add(1),
         }
+    }
+
+    fn leave_slowly(&mut self, index: u32) {
+        self.timers.disarm(&mut self.core.slots, index);
+        self.count_rung(index);
+        let slot = &self.core.slots[index];
         self.background -= usize::from(slot.has(bits::BACKGROUND));
         let (kind, fd) = (slot.kind, slot.args.fd());
         let number = slot.side;

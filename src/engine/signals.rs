@@ -75,4 +75,16 @@ impl<D: Driver> Engine<D> {
             false => self.finish(index, i64::from(signo)),
         }
     }
+
+    /// An operation is about to end because that was asked for. Its signal if one was caught since it was last told: between
+    /// the request and now nobody else could be. From here on the action is the program's again.
+    pub(super) fn last_signal(&mut self, index: u32) -> Option<i64> {
+        let slot = &self.core.slots[index];
+        if !slot.has(bits::ASKED | bits::EXPIRED) {
+            return None;
+        }
+        let (signo, told) = (slot.args.arg, slot.args.offset);
+        let caught = self.core.side_of(index)?.watch.take()?.end();
+        (caught != told).then_some(i64::from(signo))
+    }
 }

@@ -20,6 +20,20 @@ const INDEX_BITS: u32 = 24;
 const INDEX_MASK: u64 = (1 << INDEX_BITS) - 1;
 /// One generation up.
 const GENERATION: u64 = 1 << INDEX_BITS;
+/// The next generation is an operation in flight.
+#[inline(always)]
+fn open(word: &AtomicU64) -> u64 {
+    let id = word.load(Ordering::Relaxed).wrapping_add(GENERATION);
+    word.store(id, Ordering::Release);
+    id
+}
+
+/// The next generation is a free slot. False: there is none.
+#[inline(always)]
+fn shut(word: &AtomicU64) -> bool {
+    open(word) >= GENERATION
+}
+
 /// Slots a table can have.
 pub(crate) const MAX_SLOTS: u32 = NONE_INDEX;
 
@@ -120,8 +134,6 @@ pub(crate) mod bits {
     /// The owner died: its result is not to be believed.
     pub(crate) const ORPHAN: u16 = 1 << 15;
     pub(crate) const SLOW: u16 = !(LISTED | MOVES | BACKGROUND | FOREIGN | TIMED);
-    /// All that an operation may have whose end concerns nobody but its slot.
-    pub(crate) const QUICK: u16 = MOVES;
 }
 
 /// See the module. 128 bytes: what every operation touches, then what its forms work on.
@@ -166,14 +178,40 @@ impl Slot {
         self.id.load(Ordering::Relaxed)
     }
 
+    /// Makes a free slot's operation begin: its id.
+    #[inline(always)]
+    pub fn open(&mut self) -> u64 {
+        open(&self.id)
+    }
+
+    /// Ends an operation's id. False: the slot must not be used again.
+    #[inline(always)]
+    pub fn shut(&mut self) -> bool {
+        shut(&self.id)
+    }
+
     /// Sets the small fields with one store: one by one they cost more than all the rest of the slot.
     #[inline(always)]
-    pub fn label(&mut self, kind: u8, state: State, flags: u16, bits: u16, rung: u8) {
-        let ([f0, f1], [b0, b1]) = (flags.to_ne_bytes(), bits.to_ne_bytes());
-        let word = u64::from_ne_bytes([kind, state as u8, f0, f1, b0, b1, rung, 0]);
-        // SAFETY: the eight bytes from `kind` to `timer_list` are this slot's, in this order and aligned (asserted below);
-        // `state` is a State.
-        unsafe { std::ptr::from_mut(self).byte_add(std::mem::offset_of!(Slot, kind)).cast::<u64>().write(word) };
+    pub fn set_label(&mut self, label: Label) {
+        // SAFETY: the eight bytes from `kind` to `timer_list` are this slot's, in the order of a label and aligned (asserted
+        // above); a label's `state` is a State.
+        unsafe { std::ptr::from_mut(self).byte_add(std::mem::offset_of!(Slot, kind)).cast::<u64>().write(label.0) };
+    }
+
+    /// Its end concerns nobody but itself and its descriptor's list: no timer, no side block, nothing to remember.
+    #[inline(always)]
+    pub fn concerns_few(&self) -> bool {
+        self.bits & !(bits::MOVES | bits::LISTED) == 0
+    }
+
+    /// In flight as a native request, and [concerns few](Slot::concerns_few): three questions, one load.
+    #[inline(always)]
+    pub fn is_quick(&self) -> bool {
+        const MASK: u64 = Label::of(0, u8::MAX, 0, !(bits::MOVES | bits::LISTED), u8::MAX).0;
+        const QUICK: u64 = Label::new(0, State::Started, 0, 0, rung::NATIVE).0;
+        // SAFETY: as above.
+        let label = unsafe { std::ptr::from_ref(self).byte_add(std::mem::offset_of!(Slot, kind)).cast::<u64>().read() };
+        label & MASK == QUICK
     }
 
     /// UPCALL_ZEROCOPY.
@@ -185,6 +223,27 @@ impl Slot {
     #[inline(always)]
     pub fn has(&self, bits: u16) -> bool {
         self.bits & bits != 0
+    }
+}
+
+/// A slot's small fields, from `kind` to `timer_list`.
+#[derive(Clone, Copy)]
+pub(crate) struct Label(u64);
+
+impl Label {
+    pub const fn new(kind: u8, state: State, flags: u16, bits: u16, rung: u8) -> Label {
+        Label::of(kind, state as u8, flags, bits, rung)
+    }
+
+    const fn of(kind: u8, state: u8, flags: u16, bits: u16, rung: u8) -> Label {
+        let ([f0, f1], [b0, b1]) = (flags.to_ne_bytes(), bits.to_ne_bytes());
+        Label(u64::from_ne_bytes([kind, state, f0, f1, b0, b1, rung, 0]))
+    }
+
+    #[inline(always)]
+    pub fn bits(self) -> u16 {
+        let bytes = self.0.to_ne_bytes();
+        u16::from_ne_bytes([bytes[4], bytes[5]])
     }
 }
 
@@ -225,7 +284,7 @@ impl SlotTable {
                     let slot = self.at(index);
                     (*slot).side = NONE;
                     (&raw mut (*slot).id).write(AtomicU64::new(self.first_generation | u64::from(index)));
-                    (&raw mut (*slot).args.fd_word).write(AtomicI32::new(0));
+                    (&raw mut (*slot).args.fd_word).write(AtomicI32::new(-1));
                 }
             }
             self.committed.store(to, Ordering::Release);
@@ -277,10 +336,7 @@ impl SlotTable {
 
     /// Makes a free slot the caller's: its id, in flight from now on.
     pub fn open(&self, index: u32) -> u64 {
-        let word = self.word(index).0;
-        let id = word.load(Ordering::Relaxed).wrapping_add(GENERATION);
-        word.store(id, Ordering::Release);
-        id
+        open(self.word(index).0)
     }
 
     /// [`SlotTable::open`] for another thread's submission on `fd`, which waits in the inbox.
@@ -295,16 +351,14 @@ impl SlotTable {
     pub fn shut_foreign(&self, index: u32) -> bool {
         // SAFETY: as above: nothing was pushed.
         unsafe { (*self.at(index)).state = State::Free };
+        self.word(index).1.store(-1, Ordering::Release);
         self.shut(index)
     }
 
     /// Ends an id. False: its generations are used up, and the slot must not be used again.
     #[inline(always)]
     pub fn shut(&self, index: u32) -> bool {
-        let word = self.word(index).0;
-        let id = word.load(Ordering::Relaxed).wrapping_add(GENERATION);
-        word.store(id, Ordering::Release);
-        id >= GENERATION
+        shut(self.word(index).0)
     }
 }
 
@@ -403,22 +457,15 @@ impl Slots {
         (is_live_id(id) && self[index].id() == id).then_some(index)
     }
 
-    /// Makes a free slot's operation begin: its id.
+    /// The slot that has these bits as its id, also a free one, among those that were known when last looked for.
     #[inline(always)]
-    pub fn open(&mut self, index: u32) -> u64 {
-        let word = &self[index].id;
-        let id = word.load(Ordering::Relaxed).wrapping_add(GENERATION);
-        word.store(id, Ordering::Release);
-        id
-    }
-
-    /// Ends an operation's id. False: the slot must not be used again.
-    #[inline(always)]
-    pub fn shut(&mut self, index: u32) -> bool {
-        let word = &self[index].id;
-        let id = word.load(Ordering::Relaxed).wrapping_add(GENERATION);
-        word.store(id, Ordering::Release);
-        id >= GENERATION
+    pub fn named(&mut self, id: u64) -> Option<(&mut Slot, u32)> {
+        let index = index_of(id);
+        if index >= self.known {
+            return None;
+        }
+        let slot = &mut self[index];
+        (slot.id() == id).then_some((slot, index))
     }
 
     pub fn table(&self) -> &SlotTable {

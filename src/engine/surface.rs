@@ -10,7 +10,7 @@ use crate::driver::epoll::Epoll;
 use crate::driver::uring::Uring;
 use crate::ffi::fail;
 use crate::op::Refusal;
-use crate::sys;
+use crate::sys::{self, checkers};
 use std::cell::UnsafeCell;
 use std::ffi::{CString, c_void};
 use std::mem::MaybeUninit;
@@ -48,6 +48,7 @@ impl Loop {
     /// Makes a loop on the backend asked for, or the best there is.
     pub fn create(wanted: &upcall_config) -> Result<Box<Loop>, Refusal> {
         config::check(wanted)?;
+        checkers::detect();
         let asked = config::backend(wanted)?;
         let mask = config::mask()?;
         let error_of = |error: i32, text: &str| Refusal { error, text: text.to_owned().into() };
@@ -144,6 +145,7 @@ impl Loop {
         with!(self, engine => {
             let Engine { driver, core, .. } = engine;
             driver.quiesce(core);
+            driver.leave_thread();
         });
         self.shared.release(true);
     }
@@ -295,9 +297,13 @@ impl Loop {
             ..0 => None,
             _ => Some(sys::now().saturating_add(timeout_ns as u64)),
         };
+        let mut all_asked = false;
         loop {
-            // Posts and submissions that were accepted are taken in; each turn may bring more of them to an end.
-            with!(self, engine => engine.cancel_all());
+            // Posts and submissions that were accepted are taken in. Once all of them are, everything has been asked to end.
+            if !all_asked {
+                with!(self, engine => engine.cancel_all());
+                all_asked = !self.shared.has_messages();
+            }
             let busy = with!(self, engine => engine.in_flight() > 0 || engine.keeps_running());
             if !busy && !self.shared.has_messages() {
                 return 0;
@@ -344,6 +350,7 @@ impl Loop {
         with!(self, engine => {
             let Engine { driver, core, .. } = engine;
             driver.quiesce_threads(core);
+            driver.leave_thread();
             engine.orphan_pools();
         });
         owner::forget(self);
@@ -478,10 +485,10 @@ fn bury_one<D: Driver>(this: &Loop, engine: *mut Engine<D>) -> bool {
 }
 
 impl<D: Driver> Engine<D> {
-    /// A submit outside a turn: others see the counters, and an outside wait ends.
+    /// A submit outside a turn: others see the counter, and an outside wait ends.
     #[inline(always)]
     fn after_outside_call(&mut self) {
-        self.count();
+        self.count_submitted();
         self.touched();
     }
 

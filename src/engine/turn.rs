@@ -5,10 +5,11 @@
 use super::embed::Embed;
 use super::settle::Delivery;
 use super::shared::Message;
-use super::slot::NONE;
-use super::{Engine, Loop};
+use super::slot::{NONE, bits};
+use super::{Claim, Engine, Loop};
 use crate::abi::*;
 use crate::driver::{Driver, Until};
+use crate::op;
 use crate::sys;
 use std::ffi::c_void;
 
@@ -72,20 +73,20 @@ impl<D: Driver> Engine<D> {
     }
 
     /// Whether something can be delivered or done without waiting.
+    #[inline(always)]
     fn has_work(&self) -> bool {
         self.ended_count > 0
             || !self.ticks.is_empty()
             || !self.posts.is_empty()
             || !self.closers.is_empty()
             || self.signals.is_due()
-            || self.pools_have_work()
+            || (!self.pools.is_empty() && self.pools_have_work())
             || self.core.shared.has_messages()
             || self.driver.has_work()
     }
 
-    /// The first half of a turn. `until`: how long it may wait if there is nothing to do.
-    pub(super) fn gather(&mut self, until: Until) -> Result<(), i32> {
-        self.clock = 0;
+    /// Does what must be done before the driver's turn.
+    fn prepare(&mut self) {
         if let Some(embed) = &mut self.embed {
             embed.drain(&self.core.shared);
         }
@@ -98,7 +99,19 @@ impl<D: Driver> Engine<D> {
         if !self.pools.is_empty() {
             self.serve_pools();
         }
-        let mut until = if self.has_work() { Until::Now } else { until };
+    }
+
+    /// The first half of a turn. `until`: how long it may wait if there is nothing to do.
+    #[inline(always)]
+    pub(super) fn gather(&mut self, until: Until) -> Result<(), i32> {
+        self.clock = 0;
+        let mut until = until;
+        if self.embed.is_some() || !self.pools.is_empty() || self.has_work() {
+            self.prepare();
+            if self.has_work() {
+                until = Until::Now;
+            }
+        }
         if until != Until::Now
             && !self.timers.is_empty()
             && let Some(next) = self.timers.next(&self.core.slots)
@@ -137,6 +150,7 @@ impl<D: Driver> Engine<D> {
     }
 
     /// Looks again for a while before sleeping, as long as that was worth it the last time.
+    #[inline(never)]
     fn spin_then_turn(&mut self, until: Until) -> Result<(), i32> {
         let begun = sys::now();
         if self.last_sleep_ns <= self.spin_ns {
@@ -161,8 +175,27 @@ impl<D: Driver> Engine<D> {
         result
     }
 
-    /// The next thing to deliver in this turn.
+    /// The shortest way: the next thing to deliver is the success of an operation whose end concerns few. False: ask
+    /// [`Engine::next`].
     #[inline(always)]
+    fn next_quick(&mut self, out: &mut Delivery) -> bool {
+        if self.budget.all == 0 || (self.budget.posts | self.budget.ended | self.ticks.len()) != 0 {
+            return false;
+        }
+        let Some((slot, index, result)) = self.driver.next_quick(&mut self.core) else { return false };
+        out.set_plain(slot, result);
+        self.leave_quickly(index);
+        self.budget.all -= 1;
+        true
+    }
+
+    /// There is nothing more to deliver in this turn.
+    #[inline(always)]
+    fn is_drained(&mut self) -> bool {
+        (self.budget.posts | self.budget.ended | self.ticks.len()) == 0 && self.driver.is_drained()
+    }
+
+    /// The next thing to deliver in this turn.
     pub(super) fn next(&mut self, out: &mut Delivery) -> Option<Next> {
         if self.budget.all == 0 {
             return None;
@@ -234,6 +267,17 @@ impl<D: Driver> Engine<D> {
         }
         self.ended_count -= 1;
         let result = self.core.slots[index].args.len as i64;
+        if result == -i64::from(libc::ECANCELED)
+            && self.core.def(index).is(op::SIGNAL)
+            && let Some(signo) = self.last_signal(index)
+        {
+            if !self.core.slots[index].has(bits::MULTI) {
+                return Some(self.conclude(index, signo, None));
+            }
+            let told = self.event(index, signo, 0, UPCALL_MORE);
+            self.finish(index, result);
+            return Some(told);
+        }
         Some(self.conclude(index, result, None))
     }
 
@@ -253,10 +297,12 @@ impl<D: Driver> Engine<D> {
             let event = unsafe { place.assume_init_ref() };
             if event.flags & UPCALL_MORE != 0 {
                 self.on_reaped(event.id);
-            } else if self.claims.front().is_some_and(|claim| claim.0 == event.id) {
-                // The program has it now. Claims are in the order of their records.
-                self.claims.pop_front();
             }
+        }
+        self.reaped += count as u64;
+        // The program has them now.
+        while self.claims.front().is_some_and(|claim| claim.0 < self.reaped) {
+            self.claims.pop_front();
         }
         count
     }
@@ -267,21 +313,31 @@ impl<D: Driver> Engine<D> {
 
     /// Takes all records away, for a loop that ends, and gives back what their operations made.
     pub fn drop_records(&mut self) -> Vec<upcall_event> {
-        for (_, kind, made) in self.claims.drain(..) {
-            crate::op::discard(kind, -1, made);
+        for (_, claim) in self.claims.drain(..) {
+            match claim {
+                Claim::Made(kind, made) => op::discard(kind, -1, made),
+                Claim::Passed(fd) => {
+                    sys::close(fd);
+                }
+            }
         }
         let records: Vec<_> = self.records.drain(..).collect();
         for event in &records {
-            crate::op::discard(event.kind as u8, event.result, 0);
+            op::discard(event.kind as u8, event.result, 0);
         }
         records
     }
 
     /// The end of a turn: a loop that is waited for from outside says whether it has more to do.
+    #[inline(always)]
     fn settle_embedding(&mut self) {
-        if self.embed.is_none() {
-            return;
+        if self.embed.is_some() {
+            self.settle_embed();
         }
+    }
+
+    #[inline(never)]
+    fn settle_embed(&mut self) {
         self.driver.prepare_embedded_sleep(&mut self.core);
         let more = self.has_work() || self.driver.has_leftovers();
         let next = self.timers.next(&self.core.slots);
@@ -356,13 +412,18 @@ pub(super) fn deliver<D: Driver>(this: &Loop, engine: *mut Engine<D>) -> i32 {
     let e = || unsafe { &mut *engine };
     let before = e().budget.all;
     let mut delivery = Delivery::BLANK;
-    while let Some(next) = e().next(&mut delivery) {
-        match next {
-            Next::Event => hand_out(this, engine, &delivery),
-            Next::Post(function, arg) => {
-                // SAFETY: the program's function with the program's argument, as promised to upcall_post.
-                unsafe { function(this.handle(), arg) };
-            }
+    loop {
+        while e().next_quick(&mut delivery) {
+            hand_out(this, engine, &delivery);
+        }
+        if e().is_drained() {
+            break;
+        }
+        match e().next(&mut delivery) {
+            Some(Next::Event) => hand_out(this, engine, &delivery),
+            // SAFETY: the program's function with the program's argument, as promised to upcall_post.
+            Some(Next::Post(function, arg)) => unsafe { function(this.handle(), arg) },
+            None => break,
         }
     }
     (before - e().budget.all) as i32

@@ -70,7 +70,7 @@ pub unsafe extern "C" fn upcall_loop_close(r#loop: *mut upcall_loop, timeout_ns:
 }
 
 /// @brief Closes without limit, then frees. When it returns nothing touches any operation's memory any more. Unreaped
-/// records are dropped: their descriptors are closed and their buffers returned.
+/// records are dropped: their descriptors, also those that came with a message, are closed and their buffers returned.
 ///
 /// The owner thread, or any thread when the loop has no owner or its owner has exited; what a dead owner had in flight is
 /// delivered as -EOWNERDEAD, on this thread. In a forked child it returns 0 and runs nothing. NULL is fine.

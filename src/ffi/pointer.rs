@@ -36,12 +36,13 @@ pub(super) unsafe fn gate<'a>(handle: *mut upcall_loop, what: &'static str, thre
     if this.is_forked() {
         return Err(fail_with(libc::ECHILD, format_args!("{what}: the loop belongs to the parent process")));
     }
-    if thread != Thread::Any {
+    if thread != Thread::Any && (!this.shared().is_mine() || this.is_in_turn()) {
         check_thread(this, what, thread)?;
     }
     Ok(this)
 }
 
+#[cold]
 fn check_thread(this: &Loop, what: &'static str, thread: Thread) -> Result<(), i32> {
     use crate::engine::shared::Owner;
     if matches!(thread, Thread::Turns | Thread::Ends) && this.is_in_turn() {

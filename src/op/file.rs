@@ -177,9 +177,6 @@ fn part_of(args: &Args) -> libc::iovec {
 
 /// Reads what is cached.
 fn read_now(args: &Args, iov: *const libc::iovec, count: usize, flags: i32) -> Decision {
-    if sys::is_direct_file(args.fd()) {
-        return Decision::Pool;
-    }
     let result = sys::preadv2(args.fd(), iov, count, args.offset as i64, sys::RWF_NOWAIT | flags);
     unless_short(result, sys::total_of(iov, count).min(MAX_RW_COUNT))
 }

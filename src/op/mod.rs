@@ -68,16 +68,23 @@ impl Args {
     }
 
     #[inline(always)]
-    pub fn fill(&mut self, op: &upcall_op) {
+    pub fn fill(&mut self, op: &upcall_op, def: &OpDef) {
         self.addr = op.addr;
         self.addr2 = op.addr2;
         self.len = op.len;
         self.offset = op.offset;
         self.offset2 = op.offset2;
-        self.fd_word.store(op.fd, Ordering::Relaxed);
+        // Others look for it: only what is a descriptor is one.
+        self.fd_word.store(if def.is(FD | DIRFD) { op.fd } else { -1 }, Ordering::Relaxed);
         self.arg = op.arg;
         self.arg2 = op.arg2;
         self.stage = 0;
+    }
+
+    /// A free slot names no descriptor.
+    #[inline(always)]
+    pub fn forget_fd(&self) {
+        self.fd_word.store(-1, Ordering::Relaxed);
     }
 
     /// Becomes equal to `other`, which has the same descriptor: others may be looking at that word.
@@ -203,6 +210,8 @@ pub(crate) const RECORDS: Facts = 1 << 28;
 /// Its native form has 32 bits for the length: a longer one goes another way.
 pub(crate) const NARROW: Facts = 1 << 29;
 
+/// It has a `copy`: the catalogue sees to this one.
+pub(crate) const COPIES: Facts = 1 << 26;
 /// Ends when a signal is delivered: the engine does it all.
 pub(crate) const SIGNAL: Facts = 1 << 24;
 /// Where nothing tells it is attempted at least every 20 ms.
@@ -220,6 +229,9 @@ pub(crate) struct Lending {
     /// One completion may fill several buffers.
     pub bundle: bool,
 }
+
+/// See [`OpDef::passed`].
+pub(crate) type Passed = fn(&Args, &Side, *const u8, &mut dyn FnMut(i32));
 
 /// Makes the entry that lets the kernel pick from a buffer group, where there is one.
 pub(crate) type LentForm = fn(&Args, Lending) -> Option<Entry>;
@@ -268,6 +280,8 @@ pub(crate) struct OpDef {
     pub block: Option<fn(&Args) -> i64>,
     /// Writes results back into the program's structures before its event.
     pub finish: Option<fn(&Args, &mut Side, i64)>,
+    /// Tells the descriptors that came with what was received, into a lent buffer or (NULL) the program's own memory.
+    pub passed: Option<Passed>,
 }
 
 impl OpDef {
@@ -288,6 +302,7 @@ impl OpDef {
         lent: None,
         block: None,
         finish: None,
+        passed: None,
     };
 
     #[inline(always)]
@@ -356,7 +371,7 @@ const fn copy_of(op: &OpDef) -> OpDef {
     OpDef {
         kind: op.kind,
         name: op.name,
-        facts: op.facts,
+        facts: op.facts | if op.copy.is_some() { COPIES } else { 0 },
         check: op.check,
         copy: op.copy,
         opcode: op.opcode,
@@ -369,6 +384,7 @@ const fn copy_of(op: &OpDef) -> OpDef {
         lent: op.lent,
         block: op.block,
         finish: op.finish,
+        passed: op.passed,
     }
 }
 
@@ -459,6 +475,25 @@ pub(crate) fn check_not_negative(number: u64, what: &'static str) -> Checked {
     match number as i64 {
         negative @ ..0 => invalid(format!("{what} is {negative}, less than 0")),
         _ => Ok(()),
+    }
+}
+
+/// What an operation writes besides its data, for memory checkers: addresses and room.
+pub(crate) fn results(op: &upcall_op) -> [(u64, u64); 2] {
+    let none = (0, 0);
+    let named = |at: u64, length: u64| if at == 0 { none } else { (at, side::length(length).into()) };
+    match op.kind {
+        path::UPCALL_OP_STATX => [(op.addr2, size_of::<libc::statx>() as u64), none],
+        socket::UPCALL_OP_ACCEPT | socket::UPCALL_OP_GETSOCKOPT => {
+            [named(op.addr, op.addr2), (op.addr2, size_of::<libc::socklen_t>() as u64)]
+        }
+        socket::UPCALL_OP_RECVFROM => [named(op.addr2, op.offset), none],
+        socket::UPCALL_OP_RECVMSG if op.buffers.is_null() => {
+            let msg = side::message(op.addr);
+            [(msg.msg_name as u64, msg.msg_namelen.into()), (msg.msg_control as u64, msg.msg_controllen as u64)]
+        }
+        xattr::UPCALL_OP_GETXATTR | xattr::UPCALL_OP_FGETXATTR => [(op.offset, op.len), none],
+        _ => [none; 2],
     }
 }
 

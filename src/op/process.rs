@@ -110,6 +110,10 @@ fn check_waitid(op: &upcall_op) -> Checked {
     if idtype != libc::P_ALL && (id > i32::MAX as u32 || (id == 0 && idtype == libc::P_PID)) {
         return invalid(format!("id is {}, which names no process", id as i32));
     }
+    let named = if idtype == libc::P_PIDFD { id as i32 } else { -1 };
+    if op.fd != named {
+        return invalid(format!("fd is {}, which upcall_op_waitid() has set to {named}", op.fd));
+    }
     if options & libc::WNOHANG != 0 {
         return invalid("options has WNOHANG: an operation waits; use a deadline or cancel");
     }

@@ -6,6 +6,7 @@
 use super::{Args, Lookup};
 use crate::driver::threads::JobCell;
 use crate::engine::buffers::Pool;
+use crate::sys::checkers::Watched;
 use crate::sys::signal::Watch;
 use std::ffi::{CStr, CString, c_char};
 use std::sync::Arc;
@@ -57,6 +58,8 @@ pub(crate) struct Side {
     /// The submit this operation was part of, when its order matters, and its place there.
     pub group: Option<u32>,
     pub place: u32,
+    /// What memory checkers were told of; nothing without one.
+    pub watched: Watched,
     /// The thread job that runs it, if one ever did; kept for the next operation.
     pub job: Option<JobCell>,
 }
@@ -105,6 +108,7 @@ impl Side {
             unreaped: 0,
             group: None,
             place: 0,
+            watched: Watched::default(),
             job: None,
         }
     }
@@ -138,6 +142,9 @@ impl Side {
         self.unreaped = 0;
         self.group = None;
         self.place = 0;
+        if !self.watched.is_empty() {
+            self.watched.end(0, false);
+        }
     }
 
     /// Copies a path and returns where the copy is.

@@ -580,6 +580,7 @@ fn lent_recvmsg(args: &Args, buffer: *mut u8, size: u32) -> Decision {
             payloadlen: result as u32,
             flags: msg.msg_flags as u32 & !CLOEXEC,
         };
+        sys::checkers::show(buffer, size_of::<upcall_msg>());
         // SAFETY: the buffer is the pool's and has room for the header (checked above); it may be unaligned.
         unsafe { buffer.cast::<upcall_msg>().write_unaligned(out) };
     }
@@ -600,6 +601,38 @@ fn finish_recvmsg(args: &Args, side: &mut Side, result: i64) {
         (*theirs).msg_namelen = name;
         (*theirs).msg_controllen = control;
         (*theirs).msg_flags = flags & !libc::MSG_CMSG_CLOEXEC;
+    }
+}
+
+fn passed_recvmsg(args: &Args, side: &Side, buffer: *const u8, tell: &mut dyn FnMut(i32)) {
+    if buffer.is_null() {
+        if side.pool.is_none() {
+            // As `finish_recvmsg` has left it.
+            let theirs = side::message(args.addr2);
+            descriptors_in(side::bytes(theirs.msg_control as u64, theirs.msg_controllen as u64), tell);
+        }
+        return;
+    }
+    // SAFETY: a lent buffer begins with the header, which may be unaligned.
+    let header = unsafe { buffer.cast::<upcall_msg>().read_unaligned() };
+    let control = buffer.wrapping_add(size_of::<upcall_msg>() + side.msg.msg_namelen as usize);
+    let len = u64::from(header.controllen).min(side.msg.msg_controllen as u64);
+    descriptors_in(side::bytes(control as u64, len), tell);
+}
+
+/// The descriptors in control data: SCM_RIGHTS of cmsg(3), each part behind a header and aligned as that.
+fn descriptors_in(control: &[u8], tell: &mut dyn FnMut(i32)) {
+    const HEADER: usize = size_of::<libc::cmsghdr>();
+    let mut rest = control;
+    while rest.len() >= HEADER {
+        // SAFETY: as many bytes; a plain C structure, which may be unaligned here.
+        let header = unsafe { rest.as_ptr().cast::<libc::cmsghdr>().read_unaligned() };
+        let len = header.cmsg_len as usize;
+        let Some(data) = rest.get(HEADER..len) else { return };
+        if header.cmsg_level == libc::SOL_SOCKET && header.cmsg_type == libc::SCM_RIGHTS {
+            data.chunks_exact(4).for_each(|fd| tell(i32::from_ne_bytes([fd[0], fd[1], fd[2], fd[3]])));
+        }
+        rest = rest.get(len.next_multiple_of(size_of::<usize>())..).unwrap_or(&[]);
     }
 }
 
@@ -786,6 +819,7 @@ pub(super) const OPS: &[OpDef] = &[
         attempt: Some(attempt_recvmsg),
         lent: Some(lent_recvmsg),
         finish: Some(finish_recvmsg),
+        passed: Some(passed_recvmsg),
         ..OpDef::BASE
     },
     OpDef {

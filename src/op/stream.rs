@@ -1,8 +1,9 @@
 //! Streams: read, write and their vector forms, at the descriptor's own position.
 //!
 //! The non-blocking form is preadv2(RWF_NOWAIT) with offset -1, which leaves O_NONBLOCK alone. Measured on 6.18: it works on
-//! sockets, anonymous pipes, eventfd and timerfd; ttys, FIFOs, inotify and /proc answer EOPNOTSUPP. Those
-//! wait for readiness and then, unless they are O_NONBLOCK already, are read on a thread that can be interrupted.
+//! sockets, anonymous pipes, eventfd and timerfd; ttys, FIFOs, inotify and /proc answer EOPNOTSUPP, on 6.1.192 and 5.10.262
+//! sockets and anonymous pipes, too. Sockets are then asked with MSG_DONTWAIT. The others wait for readiness and then, unless
+//! they are O_NONBLOCK already, are read on a thread that can be interrupted.
 
 use super::*;
 use crate::sys;
@@ -53,6 +54,23 @@ pub extern "C" fn upcall_op_writev(fd: i32, iov: *const libc::iovec, n: usize) -
     upcall_op { fd, addr: iov as u64, len: n as u64, ..blank(UPCALL_OP_WRITEV) }
 }
 
+/// `stage` of an operation whose descriptor does not take RWF_NOWAIT: it may be a socket; it is none.
+const BY_MESSAGE: u32 = 1;
+const BY_READINESS: u32 = 2;
+
+/// The same call of a socket, which need not show readiness first: a full unix socket that was shut down shows no room, and
+/// yet a write would end.
+fn message_without_waiting(fd: i32, inward: bool, iov: *const libc::iovec, count: usize) -> i64 {
+    // SAFETY: msghdr is a plain C structure for which all-zero bytes are a valid value.
+    let mut msg: libc::msghdr = unsafe { std::mem::zeroed() };
+    msg.msg_iov = iov.cast_mut();
+    msg.msg_iovlen = count as _;
+    match inward {
+        true => sys::recvmsg(fd, &mut msg, libc::MSG_DONTWAIT),
+        false => sys::sendmsg(fd, &msg, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL),
+    }
+}
+
 /// Asks the kernel not to wait, and where it cannot be asked, how to go on.
 pub(super) fn without_waiting(args: &mut Args, inward: bool, iov: *const libc::iovec, count: usize) -> Decision {
     let fd = args.fd();
@@ -66,8 +84,14 @@ pub(super) fn without_waiting(args: &mut Args, inward: bool, iov: *const libc::i
         match -result as i32 {
             libc::EAGAIN if sys::is_file(fd) => return Decision::Pool,
             libc::EAGAIN => return Decision::Wait(events as u32),
-            libc::EOPNOTSUPP => args.stage = 1,
+            libc::EOPNOTSUPP => args.stage = BY_MESSAGE,
             _ => return Decision::Done(result),
+        }
+    }
+    if args.stage == BY_MESSAGE {
+        match message_without_waiting(fd, inward, iov, count) {
+            error if error == -i64::from(libc::ENOTSOCK) => args.stage = BY_READINESS,
+            result => return unless_again(result, events),
         }
     }
     if sys::is_file(fd) {

@@ -9,6 +9,7 @@ pub(crate) const ENTER_REGISTERED_RING: u32 = 1 << 4;
 pub(crate) const ENTER_ABS_TIMER: u32 = 1 << 5;
 pub(crate) const ENTER_NO_IOWAIT: u32 = 1 << 7;
 const REGISTER_RING_FDS: u32 = 20;
+const UNREGISTER_RING_FDS: u32 = 21;
 /// Where the submission entries are in the ring's memory (IORING_OFF_SQES).
 pub(crate) const OFFSET_SQES: i64 = 0x1000_0000;
 
@@ -58,14 +59,16 @@ pub(crate) fn enter(ring: i32, submit: u32, complete: u32, flags: u32, timeout: 
     super::answer(result)
 }
 
+/// struct io_uring_rsrc_update.
+#[repr(C)]
+struct Update {
+    offset: u32,
+    reserved: u32,
+    data: u64,
+}
+
 /// Registers the ring's own descriptor, so that entering needs no lookup (Linux 5.18): its index, or -errno.
 pub(crate) fn register_ring(ring: i32) -> i64 {
-    #[repr(C)]
-    struct Update {
-        offset: u32,
-        reserved: u32,
-        data: u64,
-    }
     let mut update = Update { offset: u32::MAX, reserved: 0, data: ring as u64 };
     // SAFETY: one writable update.
     let result = unsafe { libc::syscall(libc::SYS_io_uring_register, ring, REGISTER_RING_FDS, &raw mut update, 1u32) };
@@ -74,4 +77,11 @@ pub(crate) fn register_ring(ring: i32) -> i64 {
         0 => -i64::from(libc::EINVAL),
         error => error,
     }
+}
+
+/// Takes back what [`register_ring`] did on this thread: until then, or the thread's end, the ring stays, closed or not.
+pub(crate) fn unregister_ring(ring: i32, index: i32) {
+    let mut update = Update { offset: index as u32, reserved: 0, data: 0 };
+    // SAFETY: one readable update.
+    unsafe { libc::syscall(libc::SYS_io_uring_register, ring, UNREGISTER_RING_FDS, &raw mut update, 1u32) };
 }

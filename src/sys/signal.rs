@@ -3,6 +3,9 @@
 //! The handler touches atomics and calls write(2), nothing else, and keeps errno. A loop compares counts: what was counted
 //! after it looked has also written its eventfd, so it does not sleep over it. The process's signal mask is never touched.
 //!
+//! The count of deliveries and the number of watches are one word, so that of a watch's end and a delivery one comes first: a
+//! delivery is told by a watch, or belongs to the action that is put back.
+//!
 //! A forked child inherits the handler, and the eventfds, which it shares with its parent. There the handler does not
 //! count: it puts back the action that was there before, and raises the signal again.
 
@@ -15,11 +18,12 @@ const COUNT: usize = 65;
 
 /// What is known of one signal.
 struct Entry {
-    delivered: AtomicU64,
+    /// Watches of the process in the low half, deliveries in the high one. Watches change under the lock.
+    state: AtomicU64,
+    /// Delivered when nobody watched any more; the handler was on its way.
+    owed: AtomicU32,
     /// The process (see [`fork`]) that installed the handler.
     installed_by: AtomicU64,
-    /// Watches of that process. Under the lock.
-    watches: AtomicU32,
     /// The action to put back. Written under the lock, read under it and by the handler in a forked child, where nobody
     /// has written it since.
     before: UnsafeCell<libc::sigaction>,
@@ -30,13 +34,16 @@ unsafe impl Sync for Entry {}
 
 static ENTRIES: [Entry; COUNT] = [const {
     Entry {
-        delivered: AtomicU64::new(0),
+        state: AtomicU64::new(0),
+        owed: AtomicU32::new(0),
         installed_by: AtomicU64::new(0),
-        watches: AtomicU32::new(0),
         // SAFETY: all-zero bytes are a valid sigaction: the default action.
         before: UnsafeCell::new(unsafe { std::mem::zeroed() }),
     }
 }; COUNT];
+
+const WATCHES: u64 = u32::MAX as u64;
+const DELIVERY: u64 = WATCHES + 1;
 
 /// Deliveries of all signals: what a loop looks at to know whether to look closer.
 static DELIVERED: AtomicU64 = AtomicU64::new(0);
@@ -86,7 +93,13 @@ extern "C" fn on_signal(signo: i32) {
             libc::raise(signo);
         }
     } else {
-        entry.delivered.fetch_add(1, Ordering::SeqCst);
+        if entry.state.fetch_add(DELIVERY, Ordering::SeqCst) & WATCHES == 0 {
+            entry.owed.fetch_add(1, Ordering::SeqCst);
+            // Who puts the action back looks afterwards; if that is done already, it is this handler's to look.
+            if !action_of(signo).is_some_and(|current| is_ours(&current)) {
+                pass_on(signo);
+            }
+        }
         DELIVERED.fetch_add(1, Ordering::SeqCst);
         RINGING.fetch_add(1, Ordering::SeqCst);
         let mut at = BELLS.load(Ordering::SeqCst);
@@ -102,6 +115,14 @@ extern "C" fn on_signal(signo: i32) {
     }
     // SAFETY: __errno_location returns a valid pointer to this thread's errno.
     unsafe { *libc::__errno_location() = errno };
+}
+
+/// Raises again, for the program's own action, what was delivered when nobody watched any more.
+fn pass_on(signo: i32) {
+    if ENTRIES[signo as usize % COUNT].owed.swap(0, Ordering::SeqCst) > 0 {
+        // SAFETY: async-signal-safe. To the process, as it came: this thread may block it.
+        unsafe { libc::kill(libc::getpid(), signo) };
+    }
 }
 
 fn is_ours(action: &libc::sigaction) -> bool {
@@ -135,7 +156,8 @@ impl Watch {
         let entry = &ENTRIES[signo as usize % COUNT];
         let _locked = lock(epoch);
         if entry.installed_by.load(Ordering::Relaxed) != epoch {
-            entry.watches.store(0, Ordering::Relaxed);
+            entry.state.fetch_and(!WATCHES, Ordering::SeqCst);
+            entry.owed.store(0, Ordering::SeqCst);
         }
         if let Some(current) = action_of(signo)
             && !is_ours(&current)
@@ -154,30 +176,45 @@ impl Watch {
             libc::sigfillset(&mut action.sa_mask);
             libc::sigaction(signo, &action, std::ptr::null_mut());
         }
-        entry.watches.fetch_add(1, Ordering::Relaxed);
+        entry.state.fetch_add(1, Ordering::SeqCst);
         Watch { signo, epoch }
+    }
+
+    /// Ends the watch; the deliveries until then.
+    pub fn end(self) -> u64 {
+        let deliveries = self.stop();
+        std::mem::forget(self);
+        deliveries
+    }
+
+    fn stop(&self) -> u64 {
+        if fork::page().load(Ordering::Relaxed) != self.epoch {
+            return deliveries(self.signo);
+        }
+        let entry = &ENTRIES[self.signo as usize % COUNT];
+        let _locked = lock(self.epoch);
+        let state = entry.state.fetch_sub(1, Ordering::SeqCst);
+        if state & WATCHES == 1 {
+            // An action that the program has set meanwhile is the program's.
+            if action_of(self.signo).is_some_and(|current| is_ours(&current)) {
+                // SAFETY: under the lock; the action was the kernel's answer.
+                unsafe { libc::sigaction(self.signo, entry.before.get(), std::ptr::null_mut()) };
+            }
+            pass_on(self.signo);
+        }
+        state / DELIVERY
     }
 }
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        if fork::page().load(Ordering::Relaxed) != self.epoch {
-            return;
-        }
-        let entry = &ENTRIES[self.signo as usize % COUNT];
-        let _locked = lock(self.epoch);
-        let last = entry.watches.fetch_sub(1, Ordering::Relaxed) == 1;
-        // An action that the program has set meanwhile is the program's.
-        if last && action_of(self.signo).is_some_and(|current| is_ours(&current)) {
-            // SAFETY: under the lock; the action was the kernel's answer.
-            unsafe { libc::sigaction(self.signo, entry.before.get(), std::ptr::null_mut()) };
-        }
+        self.stop();
     }
 }
 
 /// Deliveries of one signal, counted while it was watched.
 pub(crate) fn deliveries(signo: i32) -> u64 {
-    ENTRIES[signo as usize % COUNT].delivered.load(Ordering::SeqCst)
+    ENTRIES[signo as usize % COUNT].state.load(Ordering::SeqCst) / DELIVERY
 }
 
 /// Deliveries of all signals.

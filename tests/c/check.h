@@ -10,7 +10,8 @@
  * Each test runs in a forked child with a time limit, so that a crash or a hang is one failed test. Arguments: parts of
  * the names of the tests to run. Exit status: 0, 1 (a test failed), 77 (nothing was run). The backend comes from the
  * environment variable UPCALL_BACKEND; UPCALL_TEST_SECONDS changes the time limit of 20 seconds; UPCALL_TEST_SLOWNESS says
- * how many times slower than an ordinary processor this one is, where it is emulated.
+ * how many times slower than an ordinary processor this one is, where it is emulated. A program with a main() of its own
+ * defines CHECK_OWN_MAIN before it includes this file.
  */
 #ifndef CHECK_H
 #define CHECK_H
@@ -20,8 +21,8 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <linux/tcp.h> /* tcpi_snd_wnd, which <netinet/tcp.h> lacks */
 #include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
@@ -59,7 +60,8 @@ HELPER uint64_t slowness(void) {
     return times ? times : 1;
 }
 
-/* ---- Checks. They may be used on any thread, and end the test's process when they fail. ---- */
+/* ---- Checks. They may be used on any thread, and end the test's process when they fail: by abort() where CHECK_ABORTS is
+   defined before this file is included. ---- */
 
 struct place {
     const char *file;
@@ -74,7 +76,11 @@ __attribute__((noreturn, format(printf, 2, 3))) HELPER void fail(struct place at
     vsnprintf(text, sizeof text, format, list);
     va_end(list);
     dprintf(STDOUT_FILENO, "%s:%d: %s\n", at.file, at.line, text);
+#ifdef CHECK_ABORTS
+    abort();
+#else
     _exit(1);
+#endif
 }
 
 HELPER const char *error_hint(long long value) {
@@ -185,6 +191,7 @@ HELPER const char *backend_denied(void) {
     return params[5] & 1u << 8 ? NULL : "this kernel's io_uring lacks EXT_ARG, without which it is not used"; /* until 5.11 */
 }
 
+#ifndef CHECK_OWN_MAIN
 int main(int argc, char **argv) {
     unsigned ran = 0, failed = 0;
     setvbuf(stdout, NULL, _IOLBF, 0);
@@ -217,6 +224,7 @@ int main(int argc, char **argv) {
     printf("%u run, %u failed\n", ran, failed);
     return failed ? 1 : ran ? 0 : 77;
 }
+#endif
 
 /* ---- Loops. ---- */
 
@@ -291,8 +299,8 @@ HELPER bool moves_bytes_out_or_whole(uint32_t kind) {
     }
 }
 
-/* What holds for every event of every operation is checked here. */
-HELPER void add_record(struct recorder *rec, const upcall_event *event) {
+/* What holds for every event of every operation. */
+HELPER void check_event(const upcall_event *event) {
     CHECK(event->id != 0);
     CHECK_EQ(event->reserved[0], 0);
     CHECK_EQ(event->reserved[1], 0);
@@ -307,6 +315,10 @@ HELPER void add_record(struct recorder *rec, const upcall_event *event) {
     }
     if (moves_bytes_out_or_whole(event->kind) && event->result >= 0)
         CHECK_EQ(event->transferred, event->result);
+}
+
+HELPER void add_record(struct recorder *rec, const upcall_event *event) {
+    check_event(event);
     if (rec->count == rec->room) {
         rec->room = rec->room ? 2 * rec->room : 64;
         rec->events = realloc(rec->events, rec->room * sizeof *rec->events);
@@ -540,13 +552,25 @@ HELPER int tcp_connected_to(const struct sockaddr_in *address) {
     return fd;
 }
 
-HELPER void tcp_pair(int fds[2]) {
+/* `buffers`: the size of all buffers, set before the window is; 0: as the system has it. */
+HELPER void tcp_pair_with(int buffers, int fds[2]) {
     struct sockaddr_in address;
-    int listener = tcp_listener(&address, 0, 16);
-    fds[0] = tcp_connected_to(&address);
+    int listener = tcp_listener(&address, 0, 16), one = 1;
+    fds[0] = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    CHECK(fds[0] >= 0);
+    for (int i = 0; i < 2 && buffers > 0; i++) {
+        CHECK(setsockopt(i ? listener : fds[0], SOL_SOCKET, SO_SNDBUF, &buffers, sizeof buffers) == 0);
+        CHECK(setsockopt(i ? listener : fds[0], SOL_SOCKET, SO_RCVBUF, &buffers, sizeof buffers) == 0);
+    }
+    CHECK(connect(fds[0], (const struct sockaddr *)&address, sizeof address) == 0);
+    CHECK(setsockopt(fds[0], IPPROTO_TCP, TCP_NODELAY, &one, sizeof one) == 0);
     fds[1] = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
     CHECK(fds[1] >= 0);
     close(listener);
+}
+
+HELPER void tcp_pair(int fds[2]) {
+    tcp_pair_with(0, fds);
 }
 
 /* The pairs by number, for tests that go over all of them: fds[0] reads, fds[1] writes. */
@@ -598,19 +622,32 @@ HELPER int temp_file(size_t size) {
     return fd;
 }
 
-/* Writes until the other side takes no more, also not a little later (TCP moves on by itself); how many bytes went in. */
+/* TCP may still make room by itself: the peer has not acknowledged everything (and was not asked again in vain), or its
+ * window is open by less than a segment, which a probe fills later. Room for a few bytes does not show as POLLOUT. */
+HELPER bool is_moving(int fd) {
+    struct tcp_info info = {0};
+    socklen_t length = sizeof info;
+    return getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &length) == 0 &&
+           (info.tcpi_snd_wnd > 0 || (info.tcpi_unacked > 0 && info.tcpi_backoff == 0));
+}
+
+/* Writes until the other side takes no more, also not later; how many bytes went in. */
 HELPER size_t fill_up(int fd) {
     static const char block[65536];
     int flags = fcntl(fd, F_GETFL);
     size_t total = 0;
-    struct pollfd room = {fd, POLLOUT, 0};
+    uint64_t limit = now_ns() + (uint64_t)PATIENCE_NS;
     CHECK(fcntl(fd, F_SETFL, flags | O_NONBLOCK) == 0);
-    do {
+    for (bool moving = true; moving;) {
+        moving = is_moving(fd);
         for (size_t size = sizeof block; size > 0; size /= 2)
             for (ssize_t n; (n = write(fd, block, size)) > 0;)
-                total += (size_t)n;
+                total += (size_t)n, moving = true;
         CHECK(errno == EAGAIN);
-    } while (poll(&room, 1, (int)(2 * slowness())) == 1);
+        CHECK(now_ns() < limit);
+        if (moving)
+            pause_ms(1);
+    }
     CHECK(fcntl(fd, F_SETFL, flags) == 0);
     return total;
 }
@@ -703,6 +740,44 @@ HELPER void unlimit_descriptors(void) {
     CHECK(getrlimit(RLIMIT_NOFILE, &limit) == 0);
     limit.rlim_cur = limit.rlim_max;
     CHECK(setrlimit(RLIMIT_NOFILE, &limit) == 0);
+}
+
+/* A new socket, close-on-exec. */
+HELPER int new_socket(int domain, int type) {
+    int fd = socket(domain, type | SOCK_CLOEXEC, 0);
+    CHECK(fd >= 0);
+    return fd;
+}
+
+/* A bound UDP socket and its address. */
+HELPER int udp_socket(struct sockaddr_in *address) {
+    int fd = new_socket(AF_INET, SOCK_DGRAM);
+    socklen_t length = sizeof *address;
+    *address = (struct sockaddr_in){.sin_family = AF_INET, .sin_addr = {htonl(INADDR_LOOPBACK)}};
+    CHECK(bind(fd, (struct sockaddr *)address, sizeof *address) == 0);
+    CHECK(getsockname(fd, (struct sockaddr *)address, &length) == 0);
+    return fd;
+}
+
+/* The threads of this process, without those the kernel makes for io_uring: they belong to the thread that had a ring. */
+HELPER int thread_count(void) {
+    DIR *dir = opendir("/proc/self/task");
+    CHECK(dir != NULL);
+    int count = 0;
+    for (struct dirent *entry; (entry = readdir(dir)) != NULL;) {
+        char path[300], name[32] = "";
+        if (entry->d_name[0] == '.')
+            continue;
+        snprintf(path, sizeof path, "/proc/self/task/%s/comm", entry->d_name);
+        FILE *file = fopen(path, "re");
+        if (file == NULL)
+            continue; /* just gone */
+        if (fgets(name, sizeof name, file) != NULL)
+            count += strncmp(name, "iou-", 4) != 0;
+        fclose(file);
+    }
+    closedir(dir);
+    return count;
 }
 
 /* A callback for what must not be called back. */

@@ -11,27 +11,6 @@ static uint8_t *aligned(size_t size) {
     return memory;
 }
 
-/* The threads of this process, without those the kernel makes for io_uring: they belong to the thread that had a ring. */
-static int thread_count(void) {
-    DIR *dir = opendir("/proc/self/task");
-    CHECK(dir != NULL);
-    int count = 0;
-    for (struct dirent *entry; (entry = readdir(dir)) != NULL;) {
-        char path[300], name[32] = "";
-        if (entry->d_name[0] == '.')
-            continue;
-        snprintf(path, sizeof path, "/proc/self/task/%s/comm", entry->d_name);
-        FILE *file = fopen(path, "re");
-        if (file == NULL)
-            continue; /* just gone */
-        if (fgets(name, sizeof name, file) != NULL)
-            count += strncmp(name, "iou-", 4) != 0;
-        fclose(file);
-    }
-    closedir(dir);
-    return count;
-}
-
 static void check_canary(const uint8_t *memory, size_t size) {
     for (size_t i = 0; i < size; i++)
         if (memory[i] != 0xee)

@@ -473,16 +473,6 @@ TEST(read_borrows_buffers_too) {
 
 /* ---- recvmsg. ---- */
 
-static int udp_socket(struct sockaddr_in *address) {
-    int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-    socklen_t length = sizeof *address;
-    CHECK(fd >= 0);
-    *address = (struct sockaddr_in){.sin_family = AF_INET, .sin_addr = {htonl(INADDR_LOOPBACK)}};
-    CHECK(bind(fd, (struct sockaddr *)address, sizeof *address) == 0);
-    CHECK(getsockname(fd, (struct sockaddr *)address, &length) == 0);
-    return fd;
-}
-
 static struct recorder messages;
 static _Alignas(16) char message_bytes[16][512];
 static upcall_buffers *message_pool;

@@ -9,22 +9,6 @@
 
 /* ---- Sockets to try things on. ---- */
 
-static int new_socket(int domain, int type) {
-    int fd = socket(domain, type | SOCK_CLOEXEC, 0);
-    CHECK(fd >= 0);
-    return fd;
-}
-
-/* A bound UDP socket and its address. */
-static int udp_socket(struct sockaddr_in *address) {
-    socklen_t length = sizeof *address;
-    int fd = new_socket(AF_INET, SOCK_DGRAM);
-    *address = (struct sockaddr_in){.sin_family = AF_INET, .sin_addr = {htonl(INADDR_LOOPBACK)}};
-    CHECK(bind(fd, ADDRESS(address), sizeof *address) == 0);
-    CHECK(getsockname(fd, ADDRESS(address), &length) == 0);
-    return fd;
-}
-
 static struct sockaddr_un unix_name(const char *path) {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     CHECK(strlen(path) < sizeof address.sun_path);

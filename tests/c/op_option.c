@@ -5,12 +5,6 @@
 
 #include <linux/filter.h>
 
-static int new_socket(int domain, int type) {
-    int fd = socket(domain, type | SOCK_CLOEXEC, 0);
-    CHECK(fd >= 0);
-    return fd;
-}
-
 static int option(int fd, int level, int name) {
     int value = -1;
     socklen_t length = sizeof value;

@@ -311,6 +311,27 @@ TEST(a_cancel_does_not_undo_a_delivery) {
     free_loop(loop);
 }
 
+TEST(what_comes_between_a_cancel_and_the_final_event_is_told) {
+    upcall_loop *loop = new_loop();
+    struct recorder rec = {0};
+    count_signals_of(SIGUSR1);
+    upcall_id one = submit_one(loop, upcall_op_signal(SIGUSR1), &rec);
+    upcall_id more = submit_one(loop, many(SIGUSR1), &rec);
+    start_all(loop);
+    CHECK_EQ(upcall_cancel(loop, one), 0);
+    CHECK_EQ(upcall_cancel(loop, more), 0);
+    CHECK(handler_of(SIGUSR1) != count_signal); /* still caught: so somebody must be told */
+    CHECK(raise(SIGUSR1) == 0);
+    run_finals(loop, &rec, 2);
+    CHECK_EQ(final_of(&rec, one).result, SIGUSR1);
+    CHECK_EQ(final_of(&rec, more).result, -ECANCELED);
+    CHECK_EQ(events_of(&rec, more), 2);
+    CHECK_EQ(rec.count, 3);
+    CHECK_EQ(signals_seen, 0);
+    CHECK(handler_of(SIGUSR1) == count_signal);
+    free_loop(loop);
+}
+
 static void again(upcall_loop *loop, const upcall_event *event) {
     struct recorder *rec = event->user;
     add_record(rec, event);

@@ -19,12 +19,6 @@ static struct sockaddr_un unix_name(const char *path) {
     return address;
 }
 
-static int new_socket(int domain, int type) {
-    int fd = socket(domain, type | SOCK_CLOEXEC, 0);
-    CHECK(fd >= 0);
-    return fd;
-}
-
 static int in_mode(int fd, int nonblocking) {
     return nonblocking ? set_nonblocking(fd) : fd;
 }
@@ -40,16 +34,6 @@ static int unix_connected_to(const char *path) {
     struct sockaddr_un address = unix_name(path);
     int fd = new_socket(AF_UNIX, SOCK_STREAM);
     CHECK(connect(fd, ADDRESS(&address), sizeof address) == 0);
-    return fd;
-}
-
-/* A bound UDP socket and its address. */
-static int udp_socket(struct sockaddr_in *address) {
-    socklen_t length = sizeof *address;
-    int fd = new_socket(AF_INET, SOCK_DGRAM);
-    *address = loopback();
-    CHECK(bind(fd, ADDRESS(address), sizeof *address) == 0);
-    CHECK(getsockname(fd, ADDRESS(address), &length) == 0);
     return fd;
 }
 
@@ -1061,9 +1045,9 @@ TEST(an_accept_that_races_with_cancel_leaks_nothing) {
     }
 }
 
-/* ---- connect, hazards 26 to 28. ---- */
+/* ---- connect: hazards rows 26, 27, 28. ---- */
 
-TEST(connect_answers_as_a_careful_program_does) {
+TEST(connect_answers_as_a_careful_program_does) { /* hazards row 27 */
     upcall_loop *loop = new_loop();
     enter_scratch();
     struct sockaddr_in dead, live;
@@ -1130,7 +1114,7 @@ TEST(a_connected_udp_socket_is_dissolved_by_AF_UNSPEC) {
 }
 
 /* A refusal leaves the socket as it was, so that the program may try another address. */
-TEST(a_refused_socket_may_be_connected_again) {
+TEST(a_refused_socket_may_be_connected_again) { /* hazards row 27 */
     upcall_loop *loop = new_loop();
     BOTH(nonblocking) {
         struct sockaddr_in dead, live;
@@ -1189,7 +1173,7 @@ TEST(a_connect_without_answer_is_cancelled_or_expires) {
             CHECK_EQ(final_of(&rec, id).flags, expires ? UPCALL_EXPIRED : 0);
             CHECK(!is_connected(fd));
             CHECK_EQ(has_nonblock(fd), nonblocking);
-            ends_with(loop, upcall_op_close(fd), 0); /* its state is undefined: it can only be closed (hazard 26) */
+            ends_with(loop, upcall_op_close(fd), 0); /* its state is undefined: it can only be closed (hazards row 26) */
             no_more(loop, &rec);
             free_loop(loop);
             CHECK_EQ(open_fd_count(), before);

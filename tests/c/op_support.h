@@ -45,12 +45,7 @@ HELPER void fifo_pair(int fds[2]) {
 
 /* A connected pair whose buffers are small and of fixed size, so that they can be filled. */
 HELPER void small_tcp_pair(int fds[2]) {
-    int size = 16384;
-    tcp_pair(fds);
-    for (int i = 0; i < 2; i++) {
-        CHECK(setsockopt(fds[i], SOL_SOCKET, SO_SNDBUF, &size, sizeof size) == 0);
-        CHECK(setsockopt(fds[i], SOL_SOCKET, SO_RCVBUF, &size, sizeof size) == 0);
-    }
+    tcp_pair_with(16384, fds);
 }
 
 HELPER void make_stream(int which, int fds[2]) {
@@ -65,10 +60,10 @@ HELPER void make_stream(int which, int fds[2]) {
     }
 }
 
-/* fill_up() until it stays full: a terminal and TCP pass bytes on a little later. */
+/* fill_up() until it stays full: a terminal passes bytes on a little later. */
 HELPER size_t fill_for_good(int which, int fd) {
     size_t total = fill_up(fd);
-    for (int idle = 0; idle < 3 && (which == TTY || which == TCP);) {
+    for (int idle = 0; idle < 3 && which == TTY;) {
         pause_ms(10);
         size_t more = fill_up(fd);
         total += more;

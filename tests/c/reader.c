@@ -111,27 +111,6 @@ static bool make_direct(int fd) {
     return works;
 }
 
-/* The threads of this process, without those the kernel makes for io_uring. */
-static int thread_count(void) {
-    int count = 0;
-    DIR *dir = opendir("/proc/self/task");
-    CHECK(dir != NULL);
-    for (struct dirent *entry; (entry = readdir(dir)) != NULL;) {
-        char path[300], name[32] = "";
-        if (entry->d_name[0] == '.')
-            continue;
-        snprintf(path, sizeof path, "/proc/self/task/%s/comm", entry->d_name);
-        FILE *file = fopen(path, "re");
-        if (file == NULL)
-            continue; /* just gone */
-        if (fgets(name, sizeof name, file) != NULL)
-            count += strncmp(name, "iou-", 4) != 0;
-        fclose(file);
-    }
-    closedir(dir);
-    return count;
-}
-
 /* A joined thread may be in the list for a moment still. */
 static void check_threads_at(struct place at, int expected) {
     uint64_t limit = now_ns() + (uint64_t)PATIENCE_NS;

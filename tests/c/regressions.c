@@ -1460,24 +1460,6 @@ int getaddrinfo(const char *node, const char *service, const struct addrinfo *hi
     return EAI_NONAME;
 }
 
-/* Without the kernel's own workers, which a ring has. */
-static int thread_count(void) {
-    DIR *tasks = opendir("/proc/self/task");
-    int count = 0;
-    CHECK(tasks != NULL);
-    for (struct dirent *entry; (entry = readdir(tasks)) != NULL;) {
-        char path[300], name[32] = "";
-        snprintf(path, sizeof path, "/proc/self/task/%s/comm", entry->d_name);
-        FILE *file = entry->d_name[0] == '.' ? NULL : fopen(path, "r");
-        if (file == NULL)
-            continue;
-        count += fgets(name, sizeof name, file) != NULL && strncmp(name, "iou-", 4) != 0;
-        fclose(file);
-    }
-    closedir(tasks);
-    return count;
-}
-
 static upcall_loop *loop_with_workers(uint32_t workers) {
     upcall_config config = default_config();
     config.workers = workers;
@@ -1571,6 +1553,49 @@ TEST(lookups_given_up_one_after_the_other_do_not_add_threads_without_end) {
     free_loop(loop);
     close(file);
     forget(&rec);
+}
+
+/* ---- Idle readers. ---- */
+
+/* A buffer is picked when data is there, by whichever way the kernel does it: one is enough for two readers. */
+TEST(a_read_that_waits_keeps_no_buffer_from_another) {
+    for (int which = 0; which < PAIRS; which++) {
+        upcall_loop *loop = new_loop();
+        struct recorder rec = {0};
+        upcall_buffers *pool;
+        upcall_stats before, after;
+        int idle[2], busy[2];
+        make_pair(which, idle);
+        make_pair(which, busy);
+        CHECK_EQ(upcall_buffers_new(loop, 1, 64, &pool), 0);
+        upcall_op op = upcall_op_read(idle[0], NULL, 0);
+        op.buffers = pool;
+        upcall_id first = submit_one(loop, op, &rec);
+        quiet(loop, &rec);
+        op.fd = busy[0];
+        upcall_id second = submit_one(loop, op, &rec);
+        quiet(loop, &rec);
+        CHECK_EQ(upcall_stats_get(loop, &before), 0);
+        for (int i = 0; i < 5; i++)
+            quiet(loop, &rec);
+        CHECK_EQ(upcall_stats_get(loop, &after), 0);
+        CHECK(after.rearms - before.rearms < 5); /* it waits, and does not try again each turn */
+        write_all(busy[1], "abc", 3);
+        run_finals(loop, &rec, 1);
+        CHECK_EQ(final_of(&rec, second).result, 3);
+        CHECK(memcmp(final_of(&rec, second).buffer, "abc", 3) == 0);
+        CHECK_EQ(upcall_buffers_return(pool, final_of(&rec, second).buffer), 0);
+        write_all(idle[1], "de", 2);
+        run_finals(loop, &rec, 2);
+        CHECK_EQ(final_of(&rec, first).result, 2);
+        CHECK(memcmp(final_of(&rec, first).buffer, "de", 2) == 0);
+        CHECK_EQ(upcall_buffers_return(pool, final_of(&rec, first).buffer), 0);
+        free_loop(loop);
+        CHECK_EQ(upcall_buffers_free(pool), 0);
+        close_pair(idle);
+        close_pair(busy);
+        forget(&rec);
+    }
 }
 
 /* ---- Too little memory. ---- */

@@ -244,7 +244,7 @@ TEST(they_can_be_reaped) {
     }
 }
 
-TEST(a_loop_freed_after_the_result_waits_for_the_release) {
+TEST(a_loop_freed_after_the_result_waits_for_the_release) { /* hazards rows 1, 33 */
     int fds[2];
     tcp_pair(fds);
     upcall_loop *loop = new_loop();
@@ -256,6 +256,56 @@ TEST(a_loop_freed_after_the_result_waits_for_the_release) {
     check_two(&rec, id, 1000, 1000, 0);
     close_pair(fds);
     forget(&rec);
+}
+
+/* The reader is slow, and what was released is overwritten at once: it arrives as it was. */
+enum { PARTS = 8, PART = 60000 };
+static uint8_t parts[PARTS][PART];
+static upcall_id part_ids[PARTS];
+static void overwrite_released(upcall_loop *loop, const upcall_event *event) {
+    for (size_t i = 0; i < PARTS && (event->flags & UPCALL_RELEASED); i++)
+        if (event->id == part_ids[i])
+            memset(parts[i], 0xdd, PART);
+    record(loop, event);
+}
+
+TEST(data_that_was_released_is_not_needed_any_more) { /* hazards row 33 */
+    for (size_t k = 0; k < COUNT_OF(sockets); k++) {
+        struct recorder rec = {0};
+        upcall_op ops[PARTS];
+        int fds[2];
+        if (sockets[k] == DATAGRAM)
+            continue;
+        make_stream(sockets[k], fds);
+        upcall_loop *loop = new_loop();
+        for (size_t i = 0; i < PARTS; i++) {
+            fill_pattern(parts[i], PART, i * PART);
+            ops[i] = zerocopy(upcall_op_send(fds[1], parts[i], PART, 0));
+            ops[i].flags |= UPCALL_FULL | (i + 1 < PARTS ? UPCALL_LINK : 0);
+            ops[i].callback = overwrite_released;
+            ops[i].user = &rec;
+        }
+        CHECK_EQ(upcall_submit(loop, ops, PARTS, part_ids), 0);
+        for (size_t done = 0; done < PARTS * PART;) {
+            uint8_t some[3000];
+            start_all(loop);
+            if (!is_readable(fds[0], 0)) {
+                CHECK(upcall_poll(loop, MS(1)) >= 0);
+                continue;
+            }
+            ssize_t n = read(fds[0], some, sizeof some);
+            CHECK(n > 0);
+            CHECK(has_pattern(some, (size_t)n, done));
+            done += (size_t)n;
+        }
+        run_finals(loop, &rec, PARTS);
+        check_finals(&rec, part_ids, PARTS);
+        for (size_t i = 0; i < PARTS; i++)
+            CHECK_EQ(parts[i][0], 0xdd);
+        free_loop(loop);
+        close_pair(fds);
+        forget(&rec);
+    }
 }
 
 TEST(another_thread_may_submit_it) {

@@ -34,7 +34,7 @@ void choose_setting(setting *s, uint64_t block, unsigned enabled) {
                                      {"masked", "io_uring", "", NULL},
                                      {"epoll", "epoll", "", NULL}}};
     choose_mask(s->configuration[2].mask, sizeof s->configuration[2].mask, &state);
-    static const uint32_t entries[] = {256, 256, 8, 1}, events[] = {1024, 1024, 3, 2};
+    static const uint32_t entries[] = {256, 256, 8, 1}, events[] = {1024, 1024, 3, LEAST_MAX_EVENTS};
     s->entries = entries[random_next(&state) % 4];
     s->max_events = events[random_next(&state) % 4];
     s->workers = 2 + (uint32_t)(random_next(&state) % 3);

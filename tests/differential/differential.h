@@ -45,6 +45,7 @@ enum {
     MAX_CONNECTIONS = 24,
     MAX_LENT = 64,
     MAX_RECORDS = 512,
+    LEAST_MAX_EVENTS = 2, /* of a loop */
     FILE_SIZE = 5000,
 };
 
@@ -232,6 +233,7 @@ typedef struct run {
     unsigned lents;
     uint64_t events, ticks; /* of them those of repeating sleeps, which say nothing of what else could go on */
     bool unsettled; /* a submit was not followed by a poll */
+    bool cut_short; /* the last turn may have met the loop's max_events */
     bool threads;   /* operations run or wait on threads that poll(2) knows nothing of */
     bool attributes; /* extended attributes may have been set */
     bool registered;

@@ -398,6 +398,7 @@ static unsigned turn(run *r, int64_t timeout_ns) {
     int rc = upcall_poll(r->loop, timeout_ns);
     if (rc < 0)
         broken(r, "upcall_poll: %d", rc);
+    r->cut_short = rc >= LEAST_MAX_EVENTS;
     upcall_event records[8];
     int count;
     while ((count = upcall_reap(r->loop, records, COUNT_OF(records))) > 0)
@@ -490,27 +491,43 @@ static bool could_go_on(const run *r, const live *l) {
     }
 }
 
-/* No thread but this one runs: what is not done now waits for something. */
-static bool threads_sleep(void) {
+static void read_of_task(const char *task, const char *file, char *text, size_t room) {
+    char path[300];
+    snprintf(path, sizeof path, "/proc/self/task/%s/%s", task, file);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    ssize_t count = fd < 0 ? 0 : read(fd, text, room - 1);
+    if (fd >= 0)
+        close(fd);
+    text[count > 0 ? count : 0] = '\0';
+}
+
+/* Whether each thread but this one sleeps, and how often they all have run. */
+static bool threads_sleep(uint64_t *runs) {
     bool asleep = true;
     DIR *tasks = opendir("/proc/self/task");
     const struct dirent *task;
+    *runs = 0;
     while (tasks != NULL && asleep && (task = readdir(tasks)) != NULL) {
-        char path[300], text[256];
+        char text[256];
         if (task->d_name[0] == '.' || atoi(task->d_name) == getpid())
             continue;
-        snprintf(path, sizeof path, "/proc/self/task/%s/stat", task->d_name);
-        int fd = open(path, O_RDONLY | O_CLOEXEC);
-        ssize_t count = fd < 0 ? 0 : read(fd, text, sizeof text - 1);
-        if (fd >= 0)
-            close(fd);
-        text[count > 0 ? count : 0] = '\0';
+        read_of_task(task->d_name, "stat", text, sizeof text);
         const char *state = strrchr(text, ')');
         asleep = state == NULL || state[2] == 'S' || state[2] == 'I';
+        uint64_t count = 0;
+        read_of_task(task->d_name, "schedstat", text, sizeof text);
+        sscanf(text, "%*u %*u %" SCNu64, &count);
+        *runs += count;
     }
     if (tasks != NULL)
         closedir(tasks);
     return asleep;
+}
+
+/* No thread but this one runs, or ran between two looks: what is not done now waits for something. */
+static bool threads_rest(void) {
+    uint64_t first, second;
+    return threads_sleep(&first) && threads_sleep(&second) && first == second;
 }
 
 static const live *first_that_could(const run *r) {
@@ -569,13 +586,14 @@ static void settle(run *r) {
             since = 0;
             continue;
         }
-        if (++idle < 2)
+        /* Ticks may have taken the place of what else is there. */
+        if (r->cut_short || ++idle < 2)
             continue;
         const live *l = first_that_could(r);
         if (l == NULL) {
             if (!r->threads || quiet)
                 break;
-            quiet = threads_sleep();
+            quiet = threads_rest();
             if (!quiet)
                 sched_yield();
             continue;

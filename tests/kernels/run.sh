@@ -10,9 +10,13 @@
 #              all the others would only do again what they did on the backend that auto chose.
 #   PROGRAMS   comma-separated names of test programs, all when not set
 #   TESTS      comma-separated parts of names of tests, all when not set
-#   SECONDS_PER_TEST, SLOWNESS   the limits of the tests: the machine is emulated, up to ten times slower
+#   AGAIN      run everything again. Otherwise what was run with the same programs and settings is not repeated: a run that
+#              was interrupted goes on where it was, also in the middle of a kernel.
+#   SECONDS_PER_TEST, SLOWNESS   the limits of the tests: the machine is emulated, more than ten times slower
+#   SILENCE    seconds without a line from the machine after which it counts as dead
 #
-# Exit status: 0, or 1 when a test failed or a kernel is missing.
+# A machine that dies is started again at the program it died in, and when it dies there once more, after it.
+# The results are also in BUILD/kernels/results.md. Exit status: 0, or 1 when a test failed or a kernel is missing.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 source=$(cd "$here/../.." && pwd)
@@ -95,14 +99,16 @@ prepare_qemu() {
         "$usr/bin/qemu-system-x86_64" -L "$usr/share/qemu" -L "$usr/share/seabios")
 }
 
-# version_of WANTED: the newest version of the kernel packages that fits.
+# version_of WANTED: the newest version of the kernel packages that fits. Without lists of packages: of those fetched before.
 version_of() {
-    local prefix=$1
+    local prefix=$1 known
     [ "$prefix" != newest ] || prefix=
-    {
+    known=$({
         apt "$cache/apt" "$cache/apt/nothing" apt-cache pkgnames linux-image-
         apt "$cache/apt" "$cache/apt/nothing" apt-cache pkgnames linux-binary-
-    } | sed -nE 's/^linux-(image|binary)-([0-9]+\.[0-9]+\.[0-9][^ ]*)-amd64$/\2/p' | grep -v -e -cloud -e -rt |
+    } | sed -nE 's/^linux-(image|binary)-([0-9]+\.[0-9]+\.[0-9][^ ]*)-amd64$/\2/p' | grep -v -e -cloud -e -rt)
+    [ -n "$known" ] || known=$(cd "$cache" && printf '%s\n' linux-*/modules.cpio | sed -n 's|^linux-\([0-9].*\)/.*|\1|p')
+    printf '%s\n' "$known" |
         awk -v prefix="$prefix" 'prefix == "" || $0 == prefix || index($0, prefix ".") == 1 || index($0, prefix "+") == 1 ||
             index($0, prefix "-") == 1' | sort -V | tail -n 1
 }
@@ -163,73 +169,127 @@ prepare_programs() {
     python3 "$here/pack.py" "$cache/programs.cpio" "${words[@]}"
 }
 
-# boot VERSION: runs everything there; the output goes to cache/VERSION.log
-boot() {
-    local version=$1 directory=$cache/linux-$1 log=$cache/$1.log
+# machine VERSION DONE: boots it once; it goes on after so many programs. The output is appended to cache/VERSION.log.
+machine() {
+    local directory=$cache/linux-$1 log=$cache/$1.log begun=$SECONDS
     cat "$cache/programs.cpio" "$directory/modules.cpio" >"$directory/initramfs"
     rm -f "$directory/disk"
     truncate -s 1G "$directory/disk"
     mkfs.ext4 -q -F "$directory/disk"
-    local append="console=ttyS0 quiet loglevel=2 panic=-1 mitigations=off BACKENDS=$backends"
-    append+=" UPCALL_TEST_SECONDS=${SECONDS_PER_TEST:-120} UPCALL_TEST_SLOWNESS=${SLOWNESS:-4}"
-    append+=" ${PROGRAMS:+PROGRAMS=$PROGRAMS} ${TESTS:+TESTS=$TESTS} AUTO_PROGRAMS=${AUTO_PROGRAMS:-backend,loop,submit}"
-    timeout "${MACHINE_SECONDS:-7200}" "${qemu[@]}" -machine q35 -accel tcg,thread=multi -cpu max -smp 2 -m 1024 -nodefaults \
+    "${qemu[@]}" -machine q35 -accel tcg,thread=multi -cpu max -smp 2 -m 1024 -nodefaults \
         -no-reboot -display none -serial stdio -drive "file=$directory/disk,if=virtio,format=raw,cache=unsafe" \
-        -kernel "$directory/vmlinuz" -initrd "$directory/initramfs" -append "$append" </dev/null >"$log" 2>&1 ||
-        say "qemu ended with $?"
+        -kernel "$directory/vmlinuz" -initrd "$directory/initramfs" -append "$append DONE=$2" </dev/null >>"$log" 2>&1 9>&- &
+    guest=$!
+    while kill -0 "$guest" 2>/dev/null; do
+        sleep 2
+        if [ $(($(date +%s) - $(stat -c %Y "$log"))) -gt "${SILENCE:-1200}" ] ||
+            [ $((SECONDS - begun)) -gt "${MACHINE_SECONDS:-21600}" ]; then
+            kill -KILL "$guest" 2>/dev/null || true
+        fi
+    done
+    wait "$guest" || say "qemu ended with $?"
+    guest=
     rm -f "$directory/disk" "$directory/initramfs"
+}
+
+# said LOG PATTERN: what init.c said.
+said() { tr -d '\r' <"$1" | grep -a "^@@ $2" || true; }
+
+# boot VERSION: runs there what was not run yet with these programs and settings.
+boot() {
+    local version=$1 log=$cache/$1.log stamp ran last deaths=0
+    stamp="@@ run $(cat "$cache/programs.cpio" "$cache/linux-$version/modules.cpio" "$cache/linux-$version/vmlinuz" \
+        <(echo "$append") | sha256sum | cut -c 1-32)"
+    if [ -n "${AGAIN:-}" ] || [ "$(head -n 1 "$log" 2>/dev/null)" != "$stamp" ]; then echo "$stamp" >"$log"; fi
+    while [ -z "$(said "$log" done)" ]; do
+        ran=$(said "$log" end | wc -l)
+        say "booting $version, $ran programs were run, see $log"
+        machine "$version" "$ran"
+        last=$(said "$log" '\(begin\|end\|done\)' | tail -n 1)
+        [ "$last" != "@@ done" ] || break
+        printf '\n@@ died %s\n' "$last" >>"$log"
+        [ "$(said "$log" end | wc -l)" = "$ran" ] || deaths=0
+        deaths=$((deaths + 1))
+        [ "$deaths" -ge 2 ] || continue
+        # Twice in the same program: that counts as its end. Twice in none: there is no going on.
+        case $last in
+        "@@ begin "*) echo "@@ end ${last#@@ begin } dead 0 s" >>"$log" ;;
+        *) break ;;
+        esac
+        deaths=0
+    done
 }
 
 # ---- What came out.
 
-# summary LOG: one row per backend, then what failed.
+# summary LOG SKIPPED: one row per backend; what failed goes to standard error, and what was skipped is appended to SKIPPED:
+# "kernel backend|program: test|why".
 summary() {
-    tr -d '\r' <"$1" | awk '
-        $1 == "@@" && $2 == "kernel" { kernel = $3 }
-        $1 == "@@" && $2 == "begin" { backend = $4; program = $3; open[backend] = program; if (!(backend in seen)) { seen[backend]; order[++n] = backend } next }
+    tr -d '\r' <"$1" | awk -v skipped_file="$2" '
+        $1 == "@@" && $2 == "kernel" { kernel = $3; sub(/-.*/, "", kernel); next }
+        $1 == "@@" && $2 == "begin" {
+            backend = $4; program = $3; open = program; why = ""; run = failures = skips = 0; failing = 0; note = ""
+            if (!(backend in seen)) { seen[backend]; order[++n] = backend }
+            next
+        }
+        $1 == "@@" && $2 == "died" && $3 == "@@" { notes = notes sprintf("  the machine died in %s on %s\n", $5, $6); next }
+        $1 == "@@" && $2 == "died" { notes = notes "  the machine died between programs\n"; next }
         $1 == "@@" && $2 == "end" {
-            open[backend] = ""
+            open = ""
             if (program == ".supports") next
             programs[backend]++
             passed[backend] += run - failures
             failed[backend] += failures
             skipped[backend] += skips
-            run = failures = skips = 0
-            if ($5 == 77) whole[backend]++
-            else if ($5 != 0 && !(program in failing)) bad = bad sprintf("  %s: %s ended with %s\n", backend, program, $5)
-            delete failing
+            printf "%s", note >skipped_file
+            if ($5 == 77 && run == 0) whole[backend]++
+            else if ($5 != 0 && !failing) { bad = bad sprintf("  %s: %s ended with %s\n", backend, program, $5); lost[backend]++ }
             next
         }
         $1 == "@@" && $2 == "reason" { inuse[backend] = $3; $1 = $2 = $3 = ""; sub(/^ +/, ""); reason[backend] = $0; next }
         $1 == "@@" && $2 == "problem" { problems = problems "  " $0 "\n"; next }
         $1 == "@@" && $2 == "done" { done = 1 }
-        /^[0-9]+ run, [0-9]+ failed$/ { run = $1; failures = $3 } # the last one: a test may run its program again
-        $1 == "skipped" && NF == 2 { skips++ }
-        $1 == "FAILED" { failing[program]; bad = bad "  " backend ": " program ": " $0 "\n" }
+        /^[0-9]+ run, [0-9]+ failed$/ { run = $1; failures = $3; next } # the last one: a test may run its program again
+        $1 == "skipped:" { sub(/^skipped: /, ""); note = note kernel " " backend "|" program "|" $0 "\n"; next }
+        $1 == "skipped" && NF == 2 { skips++; note = note kernel " " backend "|" program ": " $2 "|" why "\n"; why = ""; next }
+        $1 == "FAILED" { failing = 1; bad = bad "  " backend ": " program ": " $0 "\n"; if (why != "") bad = bad "      " why "\n" }
+        { why = $0; sub(/^ +/, "", why) }
+        $1 == "ok" || $1 == "FAILED" { why = "" }
         END {
             for (i = 1; i <= n; i++) {
                 b = order[i]
-                if (open[b] != "") bad = bad "  " b ": the machine died in " open[b] "\n"
-                printf "| %s | %s | %d | %d | %d | %d | %s: %s |\n", kernel, b, programs[b] - whole[b], passed[b], failed[b], skipped[b],
-                    inuse[b], reason[b]
+                printf "| %s | %s | %d | %d | %d | %d | %s: %s |\n", kernel, b, programs[b] - whole[b], passed[b], failed[b] + lost[b],
+                    skipped[b], inuse[b], reason[b]
             }
-            if (!done) bad = bad "  the machine did not come to its end\n"
-            if (bad problems != "") { printf "%s%s", bad, problems >"/dev/stderr"; exit 1 }
+            if (!done) bad = bad "  the machine did not come to its end" (open != "" ? ": " open : "") "\n"
+            if (notes problems != "") printf "%s: notes\n%s%s", kernel, notes, problems >"/dev/stderr"
+            if (bad != "") printf "%s: FAILED\n%s", kernel, bad >"/dev/stderr"
+            if (bad problems != "") exit 1
         }'
+}
+
+# skips FILE: what was skipped, each with its reason and where.
+skips() {
+    awk -F'|' '
+        { key = $2 "|" $3; if (!(key in where)) order[++n] = key; where[key] = where[key] (where[key] == "" ? "" : ", ") $1 }
+        END {
+            if (n > 0) print "| skipped | why | where |\n| --- | --- | --- |"
+            for (i = 1; i <= n; i++) { split(order[i], part, "|"); printf "| %s | %s | %s |\n", part[1], part[2], where[order[i]] }
+        }' "$1"
 }
 
 # operations LOG...: how each kernel does each operation on the backend that auto chooses.
 operations() {
     [ $# -gt 0 ] || return 0
     tr -d '\r' < <(cat "$@") | awk '
-        $1 == "@@" && $2 == "kernel" { heads = heads " " $3 " |"; lines = lines " --- |"; kernel++ }
+        $1 == "@@" && $2 == "kernel" && $3 != last { last = $3; name = $3; sub(/-.*/, "", name); heads = heads " " name " |"; lines = lines " --- |"; kernel++ }
         $1 == "@@" && $2 == "begin" { auto = $4 == "auto" }
-        $1 == "@@" && $2 == "op" && auto { if (!($3 in known)) { known[$3]; name[++n] = $3 } how[$3, kernel] = $4 }
+        $1 == "@@" && $2 == "op" && auto { if (!($3 in known)) { known[$3]; names[++n] = $3 } how[$3, kernel] = $4 }
         END {
             print "| operation |" heads "\n| --- |" lines
             for (i = 1; i <= n; i++) {
-                row = "| " name[i] " |"
-                for (k = 1; k <= kernel; k++) row = row " " how[name[i], k] " |"
+                row = "| " names[i] " |"
+                for (k = 1; k <= kernel; k++) row = row " " how[names[i], k] " |"
                 print row
             }
         }'
@@ -245,6 +305,13 @@ prepare_programs
 flock -u 9
 status=0
 logs=()
+guest=
+append="console=ttyS0 quiet loglevel=2 panic=-1 mitigations=off BACKENDS=$backends"
+append+=" UPCALL_TEST_SECONDS=${SECONDS_PER_TEST:-600} UPCALL_TEST_SLOWNESS=${SLOWNESS:-16}"
+append+=" ${PROGRAMS:+PROGRAMS=$PROGRAMS} ${TESTS:+TESTS=$TESTS} AUTO_PROGRAMS=${AUTO_PROGRAMS:-backend,loop,submit}"
+skipped=$(mktemp)
+trap '[ -z "$guest" ] || kill -KILL "$guest" 2>/dev/null; rm -f "$skipped"' EXIT
+trap 'exit 1' INT TERM HUP
 rows='| kernel | asked for | programs | passed | failed | skipped | in use, and why |
 | --- | --- | --- | --- | --- | --- | --- |
 '
@@ -252,19 +319,25 @@ for wanted; do
     flock 9
     version=$(version_of "$wanted")
     if [ -z "$version" ] || ! fetch_kernel "$version"; then
-        rows+="| $wanted | missing: Debian's archive did not give it | | | | | |"$'\n'
+        rows+="| $wanted | MISSING: Debian's archive did not give it | | | | | |"$'\n'
         status=1
         flock -u 9
         continue
     fi
     flock -u 9
-    say "booting $version, see $cache/$version.log"
     boot "$version"
     logs+=("$cache/$version.log")
-    row=$(summary "$cache/$version.log") || status=1
+    row=$(summary "$cache/$version.log" "$skipped.part") || status=1
+    cat "$skipped.part" >>"$skipped" 2>/dev/null || true
+    rm -f "$skipped.part"
     rows+=$row$'\n'
+    printf '%s\n' "$row" >&2
 done
-printf '%s\n' "$rows"
-operations "${logs[@]}"
+{
+    printf '%s\n' "$rows"
+    skips "$skipped"
+    echo
+    operations "${logs[@]}"
+} | tee "$cache/results.md"
 exit $status
 }

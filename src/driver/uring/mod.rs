@@ -22,10 +22,10 @@ use super::{Cancel, Driver, Outcome, Until};
 use crate::abi::{UPCALL_EMULATED, UPCALL_NATIVE, UPCALL_UNSUPPORTED};
 use crate::engine::buffers::Pool;
 use crate::engine::core::Core;
-use crate::engine::descriptors::Class;
+use crate::engine::descriptors::{Class, Descriptors};
 use crate::engine::shared::Shared;
-use crate::engine::slot::{self, NONE_INDEX, bits, rung};
-use crate::op::{self, Decision, KINDS, Lending, RingForm};
+use crate::engine::slot::{self, NONE_INDEX, Slot, bits, rung};
+use crate::op::{self, Decision, KINDS, Lending, OpDef, RingForm};
 use crate::sys;
 use crate::sys::ring::{self as calls};
 use groups::Groups;
@@ -56,8 +56,9 @@ pub(crate) struct Uring {
     /// Requests of operations that the kernel holds.
     in_kernel: usize,
     native: [bool; KINDS],
-    /// The forms of native kinds that need no second look.
+    /// The forms of native kinds that need no second look, and of those that need none on what is known to be a file.
     forms: [Option<RingForm>; KINDS],
+    file_forms: [Option<RingForm>; KINDS],
     /// Sends without copying work here.
     zerocopy: bool,
     /// A multishot recv may fill several buffers per completion.
@@ -106,6 +107,7 @@ impl Uring {
             in_kernel: 0,
             native: [false; KINDS],
             forms: [None; KINDS],
+            file_forms: [None; KINDS],
             bundles: made.ring.params().is_feature_recvsend_bundle() && !mask.has(Feature::Bundles),
             bundle: VecDeque::new(),
             zerocopy: made.probe.is_supported(opcode::SendZc::CODE)
@@ -131,8 +133,9 @@ impl Uring {
         for def in op::all() {
             let native = def.opcode.is_some_and(|code| made.probe.is_supported(code)) && !driver.mask.hides(def.kind);
             driver.native[def.kind as usize] = native;
-            if native && !def.is(op::POSITIONAL | op::PIPE_SIGNAL | op::NARROW) && !driver.mask.refuses(def.kind) {
-                driver.forms[def.kind as usize] = def.ring;
+            if native && !def.is(op::PIPE_SIGNAL | op::NARROW) && !driver.mask.refuses(def.kind) {
+                let forms = if def.is(op::POSITIONAL) { &mut driver.file_forms } else { &mut driver.forms };
+                forms[def.kind as usize] = def.ring;
             }
         }
         driver.settle_in();
@@ -205,6 +208,7 @@ impl Uring {
         Some(self.queues.queue(user_data))
     }
 
+    #[inline]
     fn enter(&mut self, core: &Core, complete: u32, flags: u32, until: Option<u64>) -> i64 {
         let mut flags = flags | self.enter_flags;
         let time = until.map(|at| {
@@ -220,7 +224,7 @@ impl Uring {
         let submit = self.queues.unhanded();
         let call = || calls::enter(self.enter_fd, submit, complete, flags, time.as_ref());
         let limited = self.may_exceed && sys::limits_file_size();
-        let result = if self.may_raise > 0 || limited { sys::thread::without_write_signals(call) } else { call() };
+        let result = if self.may_raise > 0 || limited { enter_without_signals(call) } else { call() };
         self.queues.note_handed();
         // What the kernel did not take is issued by the next call.
         self.may_exceed &= self.queues.unhanded() > 0;
@@ -274,7 +278,7 @@ impl Uring {
             return true;
         }
         // A direct read or write that goes on after the request was taken does not move the file's position (6.18).
-        if def.is(op::CURSOR) && core.descriptors.class(fd) == Class::File && sys::is_direct_file(fd) {
+        if def.is(op::CURSOR) && core.descriptors.class(fd) == Class::File && core.descriptors.is_direct_file(fd) {
             return false;
         }
         // A pipe that was spliced is polled before it is written to, also for nothing (6.18).
@@ -446,9 +450,7 @@ impl Uring {
         let slot = &core.slots[index];
         if slot.bits & bits::SLOW == 0 && flags == 0 && entry.result >= 0 && slot.rung == rung::NATIVE {
             self.in_kernel -= 1;
-            let result = i64::from(entry.result);
-            let quick = slot.bits & !bits::QUICK == 0;
-            return if quick { Outcome::quick(index, result) } else { Outcome::done(index, result) };
+            return Outcome::done(index, i64::from(entry.result));
         }
         self.translate_slowly(core, index, entry)
     }
@@ -580,7 +582,7 @@ impl Uring {
         if number >= pool.count {
             return outcome;
         }
-        let header = pool.address(number).cast::<crate::abi::upcall_msg>();
+        let header = pool.show(number).cast::<crate::abi::upcall_msg>();
         // SAFETY: a buffer of the pool, at least as long as the header the kernel has just written into it.
         let header = unsafe {
             let mut told = header.read_unaligned();
@@ -604,6 +606,12 @@ impl Uring {
         }
         // The rest are answers to cancels, which say nothing: only the target's own completion decides.
     }
+}
+
+/// Apart, so that its signal sets are not on the stack of every turn.
+#[cold]
+fn enter_without_signals(call: impl FnOnce() -> i64) -> i64 {
+    sys::thread::without_write_signals(call)
 }
 
 fn register_event(ring: &IoUring, event: i32) -> Result<(), i32> {
@@ -638,6 +646,7 @@ impl Driver for Uring {
             queues.use_event(self.embedded);
             register_event(&made.ring, self.event)?;
         }
+        self.leave_thread();
         let pools = self.groups.take_pools();
         self.queues = queues;
         self.ring = made.ring;
@@ -650,6 +659,16 @@ impl Driver for Uring {
         }
         self.registered.set_again(&self.ring);
         Ok(())
+    }
+
+    fn leave_thread(&mut self) {
+        use std::os::fd::AsRawFd;
+        if self.enter_flags & calls::ENTER_REGISTERED_RING != 0 {
+            let ring = self.ring.as_raw_fd();
+            calls::unregister_ring(ring, self.enter_fd);
+            self.enter_flags &= !calls::ENTER_REGISTERED_RING;
+            self.enter_fd = ring;
+        }
     }
 
     fn start(&mut self, core: &mut Core, index: u32) {
@@ -670,16 +689,25 @@ impl Driver for Uring {
     }
 
     #[inline(always)]
-    fn start_plain(&mut self, core: &mut Core, index: u32, kind: u8, id: u64) {
-        match self.forms[usize::from(kind) % KINDS] {
-            Some(form) if self.queues.has_room() => {
-                let slot = &mut core.slots[index];
-                form(&slot.args, self.queues.blank());
-                slot.next = self.queues.queue(id);
-                self.in_kernel += 1;
-            }
-            _ => self.start(core, index),
+    fn start_plain(&mut self, descriptors: &mut Descriptors, slot: &mut Slot, def: &OpDef, id: u64) -> bool {
+        let kind = def.kind as usize % KINDS;
+        let form = match self.forms[kind] {
+            Some(form) => form,
+            None => match self.file_forms[kind] {
+                Some(form) if descriptors.is_known_file(slot.args.fd()) && self.registered.is_empty() => {
+                    self.may_exceed |= !def.is(op::INWARD);
+                    form
+                }
+                _ => return false,
+            },
+        };
+        if !self.queues.has_room() {
+            return false;
         }
+        form(&slot.args, self.queues.blank());
+        slot.next = self.queues.queue(id);
+        self.in_kernel += 1;
+        true
     }
 
     fn start_by_attempt(&mut self, core: &mut Core, index: u32) {
@@ -717,6 +745,7 @@ impl Driver for Uring {
         } else {
             self.native[kind] = false;
             self.forms[kind] = None;
+            self.file_forms[kind] = None;
         }
     }
 
@@ -738,11 +767,12 @@ impl Driver for Uring {
         self.has_work() || self.queues.has_completions() || self.queues.held_back() != 0 || self.queues.unhanded() > 0
     }
 
+    #[inline(always)]
     fn turn(&mut self, core: &mut Core, until: Until) -> Result<(), i32> {
         if !self.cancels.is_empty() || !self.backlog.is_empty() {
             self.catch_up(core);
         }
-        let mut wait = until != Until::Now && !self.has_work() && !self.queues.has_completions();
+        let mut wait = until != Until::Now && !self.queues.has_completions();
         if wait {
             if !self.wake_armed {
                 self.arm_wake(core);
@@ -754,19 +784,21 @@ impl Driver for Uring {
             self.attempts.open_turn();
             return Ok(());
         }
-        let result = match (wait, until) {
-            (true, Until::Time(at)) => self.enter(core, 1, calls::ENTER_GETEVENTS, Some(at)),
-            (true, _) => self.enter(core, 1, calls::ENTER_GETEVENTS, None),
-            (false, _) => self.enter(core, 0, calls::ENTER_GETEVENTS, None),
+        let limit = match until {
+            Until::Time(at) if wait => Some(at),
+            _ => None,
         };
+        let result = self.enter(core, u32::from(wait), calls::ENTER_GETEVENTS, limit);
         core.shared.awake();
         let mut interrupted = false;
         match -result as i32 {
             // A signal during the wait is hidden behind the count of what was handed over.
             _ if result >= 0 => {
-                let quiet = !self.queues.has_completions() && self.queues.held_back() == 0;
-                let in_time = matches!(until, Until::Time(at) if sys::now() < at) || until == Until::Forever;
-                interrupted = wait && result > 0 && quiet && in_time;
+                interrupted = wait
+                    && result > 0
+                    && !self.queues.has_completions()
+                    && self.queues.held_back() == 0
+                    && (until == Until::Forever || matches!(until, Until::Time(at) if sys::now() < at));
             }
             libc::ETIME | libc::EAGAIN | libc::EBUSY => {}
             libc::EINTR => interrupted = wait,
@@ -788,17 +820,32 @@ impl Driver for Uring {
             }
         }
         self.attempts.open_turn();
+        // What is hidden comes after the rest of a bundle.
+        if self.bundle.is_empty() {
+            self.queues.look();
+        }
         if interrupted { Err(libc::EINTR) } else { Ok(()) }
     }
 
     #[inline(always)]
-    fn next(&mut self, core: &mut Core) -> Outcome {
-        if self.queues.has_taken_many() && self.attempts.has_work() {
-            let outcome = self.next_attempted(core);
-            if !outcome.is_none() {
-                return outcome;
-            }
+    fn is_drained(&mut self) -> bool {
+        self.queues.is_seen() && self.bundle.is_empty() && !self.attempts.has_work() && !self.queues.look()
+    }
+
+    #[inline(always)]
+    fn next_quick<'a>(&mut self, core: &'a mut Core) -> Option<(&'a mut Slot, u32, i64)> {
+        let entry = self.queues.peek()?;
+        let (slot, index) = core.slots.named(entry.user_data)?;
+        if entry.flags != 0 || entry.result < 0 || !slot.is_quick() {
+            return None;
         }
+        self.queues.skip();
+        self.in_kernel -= 1;
+        Some((slot, index, i64::from(entry.result)))
+    }
+
+    #[inline(always)]
+    fn next(&mut self, core: &mut Core) -> Outcome {
         loop {
             while let Some(entry) = self.queues.pop() {
                 let outcome = self.translate(core, entry);
@@ -810,11 +857,16 @@ impl Driver for Uring {
             if let Some(outcome) = self.bundle.pop_front() {
                 return outcome;
             }
+            if self.attempts.has_work() {
+                let outcome = self.next_attempted(core);
+                if !outcome.is_none() {
+                    return outcome;
+                }
+            }
             if !self.queues.look() {
-                break;
+                return Outcome::NONE;
             }
         }
-        if self.attempts.has_work() { self.next_attempted(core) } else { Outcome::NONE }
     }
 
     fn prepare_embedded_sleep(&mut self, core: &mut Core) {

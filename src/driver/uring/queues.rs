@@ -195,17 +195,13 @@ impl Queues {
         self.word(self.sq_flags).load(Ordering::Relaxed) & (OVERFLOW | TASKRUN)
     }
 
-    /// Every 64th completion: what the ring does not do has its turn.
-    #[inline(always)]
-    pub fn has_taken_many(&self) -> bool {
-        self.taken.is_multiple_of(64)
-    }
-
-    /// Looks at what the kernel has posted. False: nothing to take.
+    /// Looks at what the kernel has posted, not too much at a time, so that what the ring does not do has its turn. False:
+    /// nothing to take.
     #[inline(always)]
     pub fn look(&mut self) -> bool {
-        self.posted = self.word(self.cq_tail).load(Ordering::Acquire);
-        self.taken != self.posted
+        let waiting = self.word(self.cq_tail).load(Ordering::Acquire).wrapping_sub(self.taken);
+        self.posted = self.taken.wrapping_add(waiting.min(64));
+        waiting != 0
     }
 
     /// What was seen is to be looked at again, after something else.
@@ -213,16 +209,33 @@ impl Queues {
         self.posted = self.taken;
     }
 
-    /// The next completion that was seen.
+    /// The next completion that was seen; it stays.
     #[inline(always)]
-    pub fn pop(&mut self) -> Option<Completion> {
+    pub fn peek(&mut self) -> Option<Completion> {
         if self.taken == self.posted {
             return None;
         }
         // SAFETY: masked into the mapping, and posted by the kernel; struct io_uring_cqe is a u64, an i32 and a u32.
-        let completion =
-            unsafe { self.cqes.add((self.taken & (self.cq_entries - 1)) as usize).cast::<Completion>().read() };
+        Some(unsafe { self.cqes.add((self.taken & (self.cq_entries - 1)) as usize).cast::<Completion>().read() })
+    }
+
+    /// All that was seen is taken.
+    #[inline(always)]
+    pub fn is_seen(&self) -> bool {
+        self.taken == self.posted
+    }
+
+    /// Takes the one just looked at.
+    #[inline(always)]
+    pub fn skip(&mut self) {
         self.taken = self.taken.wrapping_add(1);
+    }
+
+    /// The next completion that was seen.
+    #[inline(always)]
+    pub fn pop(&mut self) -> Option<Completion> {
+        let completion = self.peek()?;
+        self.skip();
         Some(completion)
     }
 

@@ -53,6 +53,12 @@ impl Registered {
         *self = Registered::default();
     }
 
+    /// Nothing is registered.
+    #[inline(always)]
+    pub fn is_empty(&self) -> bool {
+        self.ranges.is_empty()
+    }
+
     /// The request of a positional read or write whose buffer is registered.
     pub fn entry(&self, core: &Core, def: &OpDef, index: u32) -> Option<Entry> {
         if self.ranges.is_empty() || def.is(op::VECTOR) {
