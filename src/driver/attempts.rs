@@ -171,13 +171,17 @@ impl Attempts {
         // No thread can be had (RLIMIT_NPROC, a pids cgroup). What ends by itself is done here: slow, but nothing is lost.
         // What may wait without limit is tried again later.
         if own {
+            // Begun anew: what an earlier step found out may not be so any more, and the ring would go on without the thread.
+            core.slots[index].args.stage = 0;
             if let (Some(number), Some(pool)) = (buffer, &core.side(index).pool) {
                 pool.inner().free.push(number);
             }
             return Step::Out(Outcome::postponed(index));
         }
         core.slots[index].rung = rung::POOL;
-        Step::Out(Outcome::done(index, block(&args)).with_buffer(buffer))
+        // A write may raise a signal, which the pool's threads block.
+        let result = sys::thread::without_write_signals(|| block(&args));
+        Step::Out(Outcome::done(index, result).with_buffer(buffer))
     }
 
     /// The next operation that a thread has finished.
