@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Prepares a Debian or Ubuntu machine: setup.sh build|test|bench
+# Prepares a Debian or Ubuntu machine: setup.sh build|test|bench|valgrind
 #
 # Checks that cargo is there and new enough, and installs what else is missing with apt-get: for `build` what the library
-# and the examples need, for `test` also the second compiler, C++ and pkg-config, for `bench` liburing to compare with.
+# and the examples need, for `test` also the second compiler, C++ and pkg-config, for `bench` liburing to compare with,
+# for `valgrind` that.
 # Does nothing where all is there.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -17,7 +18,8 @@ case ${1-} in
 build) tools=(make cmake ninja cc libc ld) ;;
 test) tools=(make cmake ninja cc libc ld c++ clang pkg-config) ;;
 bench) tools=(make cmake ninja cc libc ld liburing) ;;
-*) die "usage: setup.sh build|test|bench" ;;
+valgrind) tools=(make cmake ninja cc libc ld valgrind) ;;
+*) die "usage: setup.sh build|test|bench|valgrind" ;;
 esac
 
 wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
