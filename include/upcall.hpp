@@ -761,9 +761,11 @@ public:
     operation_base(operation_base &&other) noexcept
         : node(on_ready), core_(other.core_), op_(other.op_), is_shielded_(other.is_shielded_) {}
 
+    /* Also after the end, when there may be no loop any more. */
     void cancel() noexcept {
-        if (!is_shielded_)
-            upcall_cancel(core_->native, id_);
+        const upcall_id id = id_.load(std::memory_order_relaxed);
+        if (id != 0 && !is_shielded_)
+            upcall_cancel(core_->native, id);
     }
 
     /* For a submit of several: what to submit, and what came of it. */
@@ -774,7 +776,7 @@ public:
         return op_;
     }
     void accepted(upcall_id id) noexcept {
-        id_ = id;
+        id_.store(id, std::memory_order_relaxed);
         state_ = state::in_flight;
         core_->count_in(op_.flags);
     }
@@ -816,7 +818,7 @@ protected:
         if (state_ != state::in_flight)
             return;
         if (op_.kind != UPCALL_OP_CLOSE) // which would leave the descriptor open
-            upcall_cancel(core_->native, id_);
+            upcall_cancel(core_->native, id_.load(std::memory_order_relaxed));
         core_->wait([this] { return state_ != state::in_flight; });
     }
 
@@ -839,11 +841,12 @@ private:
         self.state_ = state::ended;
         self.core_->count_out(self.op_.flags);
         self.on_stop_.reset(); // the loop may be gone before it is resumed
+        self.id_.store(0, std::memory_order_relaxed);
         self.core_->push(self);
     }
     static void on_ready(node &n) { static_cast<operation_base &>(n).receiver_().resume(); }
 
-    upcall_id id_ = 0;
+    std::atomic<upcall_id> id_{0}; // 0: not in flight
     std::optional<stop_callback<operation_base>> on_stop_;
 };
 
@@ -1180,6 +1183,7 @@ namespace detail {
 /* Who waits for the next event of a multishot, or for its end. Linked in core::waiting until it is woken. */
 struct waiter : node {
     core *loop = nullptr;
+    std::atomic<upcall_loop *> native{nullptr}; // while it waits
     waiter **place = nullptr; // where the multishot remembers it
     receiver told;
     bool wants_end = false;
@@ -1196,6 +1200,7 @@ struct waiter : node {
     bool is_waiting() const noexcept { return place && *place == this; }
     void wait(core &in, waiter *&at, receiver who, const std::stop_token &token) {
         loop = &in;
+        native.store(in.native, std::memory_order_relaxed);
         place = &at;
         told = who;
         thread = std::this_thread::get_id();
@@ -1208,6 +1213,7 @@ struct waiter : node {
         *place = nullptr;
         unlink();
         on_stop.reset();
+        native.store(nullptr, std::memory_order_relaxed);
         loop->push(*this);
     }
     /* Any thread: the lists are the loop's. */
@@ -1216,8 +1222,8 @@ struct waiter : node {
         if (thread == std::this_thread::get_id()) {
             if (is_waiting())
                 wake();
-        } else if (loop) {
-            upcall_post(loop->native, wake_cancelled, loop); // refused by a loop that closes, and ends everything
+        } else if (upcall_loop *to = native.load(std::memory_order_relaxed)) {
+            upcall_post(to, wake_cancelled, loop); // refused by a loop that closes, and ends everything
         }
     }
     static void wake_cancelled(upcall_loop *, void *loop) noexcept {
@@ -2315,6 +2321,7 @@ public:
         if (upcall_loop_free(core_.native) < 0)
             std::terminate(); // in its own callback, or on another thread
         core_.in_turn = false;
+        core_.native = nullptr;
         // Its owner thread has exited, or this is a forked child: only now has everything ended.
         spawned_.destroy_all();
     }
