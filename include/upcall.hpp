@@ -1187,6 +1187,7 @@ struct waiter : node {
     waiter **place = nullptr; // where the multishot remembers it
     receiver told;
     bool wants_end = false;
+    bool is_cut = false; // woken by a cancel: what comes after that stays where it is
     std::thread::id thread;
     std::atomic<bool> cancelled{false};
     std::optional<stop_callback<waiter>> on_stop;
@@ -1216,12 +1217,16 @@ struct waiter : node {
         native.store(nullptr, std::memory_order_relaxed);
         loop->push(*this);
     }
+    void cut() noexcept {
+        is_cut = true;
+        wake();
+    }
     /* Any thread: the lists are the loop's. */
     void cancel() noexcept {
         cancelled.store(true);
         if (thread == std::this_thread::get_id()) {
             if (is_waiting())
-                wake();
+                cut();
         } else if (upcall_loop *to = native.load(std::memory_order_relaxed)) {
             upcall_post(to, wake_cancelled, loop); // refused by a loop that closes, and ends everything
         }
@@ -1229,7 +1234,7 @@ struct waiter : node {
     static void wake_cancelled(upcall_loop *, void *loop) noexcept {
         static_cast<core *>(loop)->waiting.each([](node &n) {
             if (auto &self = static_cast<waiter &>(n); self.cancelled.load())
-                self.wake();
+                self.cut();
         });
     }
     static void on_ready(node &n) { static_cast<waiter &>(n).told().resume(); }
@@ -1249,29 +1254,28 @@ public:
     with_result<next_value> result() && { return as_result(std::move(*this)); }
 
     bool start(detail::receiver told, const std::stop_token &token) {
-        is_stopped_ = token.stop_requested();
-        if (is_stopped_ || from_->is_ready())
+        waiter_.is_cut = token.stop_requested();
+        if (waiter_.is_cut || from_->is_ready())
             return true;
         waiter_.wait(*from_->core_, from_->waiter_, told, token);
         return false;
     }
     void cancel() noexcept { waiter_.cancel(); }
-    bool failed() const noexcept { return is_stopped_ || from_->next_fails(); }
+    bool failed() const noexcept { return waiter_.is_cut || from_->next_fails(); }
     value_type finish() {
-        if (is_stopped_)
+        if (waiter_.is_cut)
             throw std::system_error(make_error(-ECANCELED), upcall_op_name(from_->op_.kind));
         return from_->take();
     }
     upcall::result<value_type> finish_result(bool wanted) {
         using answer = upcall::result<value_type>;
         if (!wanted || failed())
-            return answer(wanted && !is_stopped_ ? from_->take_failure() : detail::outcome());
+            return answer(wanted && !waiter_.is_cut ? from_->take_failure() : detail::outcome());
         return answer(std::in_place, from_->take());
     }
 
 private:
     multishot<Each> *from_;
-    bool is_stopped_ = false;
     detail::waiter waiter_;
 };
 
@@ -1353,7 +1357,7 @@ private:
 
     bool is_ready() const noexcept { return first_ < kept_.size() || ended_; }
     bool next_fails() const noexcept {
-        return first_ < kept_.size() ? kept_[first_].result < 0 : !ended_; // woken for nothing: cancelled
+        return first_ < kept_.size() ? kept_[first_].result < 0 : !ended_; // !ended_: it was never started
     }
     detail::outcome pop() noexcept {
         const detail::outcome o = kept_[first_++];
@@ -2433,7 +2437,7 @@ public:
             F function;
             std::atomic<bool> is_ready{false}; // hands `function` over, where a race detector can see it
         };
-        auto message = std::make_unique<posted>(&core_, std::move(f));
+        std::unique_ptr<posted> message(new posted{&core_, std::move(f)});
         message->is_ready.store(true, std::memory_order_release);
         check(upcall_post(
             core_.native,

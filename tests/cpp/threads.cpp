@@ -1,8 +1,6 @@
 /* What other threads may do: request a stop, post, stop the loop, give buffers back; and a loop per thread. */
 #include "check.hpp"
 
-#include <random>
-
 namespace {
 
 /* Requests a stop from another thread after a while that differs from round to round. */
@@ -10,7 +8,7 @@ class late_stop {
 public:
     explicit late_stop(int round) {
         thread_ = std::thread([this, round] {
-            for (volatile int i = 0; i < round * 50; i = i + 1) {
+            for (std::atomic<int> i = 0; i < round * 30; ++i) {
             }
             source_.request_stop();
         });
