@@ -63,7 +63,8 @@ fn record_at(records: &[u8], at: usize) -> Option<(usize, usize)> {
     let rest = records.get(at..)?;
     let reclen = std::mem::offset_of!(upcall_dirent, reclen);
     let len = usize::from(u16::from_ne_bytes(rest.get(reclen..reclen + 2)?.try_into().ok()?));
-    let is_whole = len >= size_of::<upcall_dirent>() && rest.get(NAME_AT..len)?.contains(&0);
+    // The kernel aligns them; a program reads them as the structures they are.
+    let is_whole = len.is_multiple_of(8) && len >= size_of::<upcall_dirent>() && rest.get(NAME_AT..len)?.contains(&0);
     is_whole.then_some((at, len))
 }
 

@@ -48,6 +48,12 @@ pub(crate) fn looks_at_calls() -> bool {
     PRESENT.load(Ordering::Relaxed) & ASAN != 0
 }
 
+/// Valgrind (3.19) lets no other thread run while one is in io_uring_enter.
+#[inline(always)]
+pub(crate) fn stops_at_waits() -> bool {
+    PRESENT.load(Ordering::Relaxed) & MEMCHECK != 0
+}
+
 /// Memory that an operation may write to, or reads from.
 #[derive(Clone, Copy)]
 struct Part {
@@ -133,13 +139,7 @@ struct Asan {
     first_poisoned: unsafe extern "C" fn(*const c_void, usize) -> *const c_void,
     report_store: Range,
     report_load: Range,
-    /// The mark of an address is at (address >> scale) + offset.
-    scale: usize,
-    offset: usize,
 }
-
-/// The mark that `poison` makes, whoever calls it.
-const POISONED_BY_HAND: u8 = 0xf7;
 
 fn asan() -> Option<&'static Asan> {
     static FOUND: OnceLock<Option<Asan>> = OnceLock::new();
@@ -155,9 +155,6 @@ fn find_asan() -> Option<Asan> {
     // SAFETY: functions of these types by AddressSanitizer's public interface.
     unsafe {
         use std::mem::transmute;
-        let mapping: unsafe extern "C" fn(*mut usize, *mut usize) = transmute(find(c"__asan_get_shadow_mapping")?);
-        let (mut scale, mut offset) = (0, 0);
-        mapping(&mut scale, &mut offset);
         Some(Asan {
             poison: transmute::<*mut c_void, Range>(find(c"__asan_poison_memory_region")?),
             unpoison: transmute::<*mut c_void, Range>(find(c"__asan_unpoison_memory_region")?),
@@ -166,8 +163,6 @@ fn find_asan() -> Option<Asan> {
             ),
             report_store: transmute::<*mut c_void, Range>(find(c"__asan_report_store_n_noabort")?),
             report_load: transmute::<*mut c_void, Range>(find(c"__asan_report_load_n_noabort")?),
-            scale,
-            offset,
         })
     }
 }
@@ -194,8 +189,10 @@ impl Asan {
             }
             return inward;
         }
-        // What is not mapped the kernel refuses; what is poisoned by hand may be another operation's, which is allowed.
-        if is_mapped(at) && is_mapped(bad) && self.mark_of(bad) != POISONED_BY_HAND {
+        // Two operations may have the same memory; what is not mapped the kernel refuses.
+        let holds = |(&from, &len): (&usize, &usize)| bad - from < len;
+        let is_taken = with_taken(|taken| taken.range(..=bad).rev().any(holds));
+        if !is_taken && is_mapped(at) && is_mapped(bad) {
             let report = if inward { self.report_store } else { self.report_load };
             // SAFETY: prints a report about the range, and ends the process unless it is told not to.
             unsafe { report(bad as *const c_void, at.wrapping_add(len).wrapping_sub(bad)) };
@@ -208,11 +205,6 @@ impl Asan {
         if let Some(len) = with_taken(|taken| taken.remove(&at)) {
             self.unpoison(at, len);
         }
-    }
-
-    fn mark_of(&self, at: usize) -> u8 {
-        // SAFETY: `at` is mapped memory of the program, which has a mark.
-        unsafe { *(((at >> self.scale) + self.offset) as *const u8) }
     }
 }
 

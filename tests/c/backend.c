@@ -9,11 +9,14 @@ static bool ring_denied(void) {
     const char *mask = getenv("UPCALL_MASK");
     if (mask != NULL && strstr(mask, "ext_arg") != NULL && !getauxval(AT_SECURE))
         return true; /* by the library itself */
-    char params[120] = {0};
+    char params[120] = {0}, probe[16] = {0};
     long ring = syscall(SYS_io_uring_setup, 4, params);
-    if (ring >= 0)
-        close((int)ring);
-    return ring < 0;
+    if (ring < 0)
+        return true;
+    bool useless = syscall(SYS_io_uring_enter, ring, 0, 0, 0, NULL, 0) < 0 ||
+                   syscall(SYS_io_uring_register, ring, 8 /* IORING_REGISTER_PROBE */, probe, 0) < 0;
+    close((int)ring);
+    return useless;
 }
 
 static upcall_loop *loop_on(upcall_backend backend) {

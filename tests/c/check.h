@@ -21,6 +21,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <fnmatch.h>
 #include <inttypes.h>
 #include <linux/tcp.h> /* tcpi_snd_wnd, which <netinet/tcp.h> lacks */
 #include <netinet/in.h>
@@ -183,16 +184,43 @@ HELPER unsigned test_seconds(const struct test *test) {
     return test->seconds > usual ? test->seconds : usual;
 }
 
-/* UPCALL_TEST_SKIP: a line "name=why" for each test that needs what is denied, "*=why" for all. */
+/* UPCALL_TEST_SKIP: a line "pattern=why" for the tests that need what is denied. */
 HELPER void skip_if_named(const char *name) {
     const char *line = getenv("UPCALL_TEST_SKIP");
-    size_t length = strlen(name);
-    for (; line != NULL; line = (line = strchr(line, '\n')) ? line + 1 : NULL)
-        if ((strncmp(line, name, length) == 0 && line[length] == '=') || strncmp(line, "*=", 2) == 0) {
-            const char *why = strchr(line, '=') + 1;
-            dprintf(STDOUT_FILENO, "  %.*s\n", (int)strcspn(why, "\n"), why);
+    for (; line != NULL; line = (line = strchr(line, '\n')) ? line + 1 : NULL) {
+        char pattern[256];
+        const char *why = line + strcspn(line, "=\n");
+        snprintf(pattern, sizeof pattern, "%.*s", (int)(why - line), line);
+        if (*why == '=' && fnmatch(pattern, name, 0) == 0) {
+            dprintf(STDOUT_FILENO, "  %.*s\n", (int)strcspn(why + 1, "\n"), why + 1);
             _exit(77);
         }
+    }
+}
+
+/* AddressSanitizer takes memory of its own, and keeps what was freed for a while. */
+extern void __asan_init(void) __attribute__((weak));
+HELPER bool has_address_sanitizer(void) {
+    return __asan_init != NULL;
+}
+
+/* LeakSanitizer, where the program has it, looks for what the library left; tests may leave memory of their own. */
+extern int __lsan_do_recoverable_leak_check(void) __attribute__((weak));
+extern const char *__lsan_default_suppressions(void), *__lsan_default_options(void);
+const char *__lsan_default_suppressions(void) {
+    return "leak:add_record\nleak:test_*\n";
+}
+const char *__lsan_default_options(void) {
+    return "print_suppressions=0";
+}
+
+HELPER bool has_leaks(void) {
+    struct rlimit processes, memory;
+    CHECK(getrlimit(RLIMIT_NPROC, &processes) == 0 && getrlimit(RLIMIT_AS, &memory) == 0);
+    /* It needs both itself. */
+    if (__lsan_do_recoverable_leak_check == NULL || processes.rlim_cur < 100 || memory.rlim_cur != RLIM_INFINITY)
+        return false;
+    return __lsan_do_recoverable_leak_check() != 0;
 }
 
 /* The child's exit status; -1: killed by the time limit; a signal's number + 1000. */
@@ -209,7 +237,7 @@ HELPER int run_test(const struct test *test) {
             setrlimit(RLIMIT_NPROC, &(struct rlimit){1, 1});
         skip_if_named(test->name);
         test->run();
-        _exit(0);
+        _exit(has_leaks());
     }
     setpgid(child, child);
     uint64_t limit = now_ns() + test_seconds(test) * UPCALL_SECOND;

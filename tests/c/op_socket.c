@@ -749,7 +749,7 @@ TEST(a_connection_is_made_of_operations_alone) {
     struct sockaddr_in address = loopback();
     socklen_t length = sizeof address;
     struct recorder rec = {0};
-    char bytes[4] = {0};
+    char bytes[4] = {0}, at_server[4] = {0};
     upcall_loop *loop = new_loop();
     int listener = (int)complete(loop, upcall_op_socket(AF_INET, SOCK_STREAM, 0)).result;
     upcall_op setup[2] = {upcall_op_bind(listener, ADDRESS(&address), sizeof address), upcall_op_listen(listener, 5)};
@@ -771,9 +771,9 @@ TEST(a_connection_is_made_of_operations_alone) {
     int server = (int)final_of(&rec, accepting).result;
     CHECK(server >= 0);
     CHECK_EQ(final_of(&rec, ids[2]).result, 0);
-    ends_with(loop, upcall_op_recv(server, bytes, 4, 0), 4);
-    CHECK(memcmp(bytes, "ping", 4) == 0);
-    ends_with(loop, upcall_op_recv(server, bytes, 4, 0), 0);
+    ends_with(loop, upcall_op_recv(server, at_server, 4, 0), 4);
+    CHECK(memcmp(at_server, "ping", 4) == 0);
+    ends_with(loop, upcall_op_recv(server, at_server, 4, 0), 0);
     ends_with(loop, upcall_op_send(server, "pong", 4, 0), 4);
     ends_with(loop, upcall_op_close(server), 0);
     run_finals(loop, &rec, 7);

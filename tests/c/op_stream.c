@@ -1361,14 +1361,13 @@ TEST(signals_do_not_show_in_results) {
 TEST(a_reused_number_is_a_new_descriptor) {
     upcall_loop *loop = new_loop();
     for (int round = 0; round < 20; round++) {
-        char byte = 0;
+        char byte = (char)round;
         struct recorder rec = {0};
         int fds[2];
         make_stream(round % STREAMS, fds);
         upcall_id id = submit_one(loop, upcall_op_read(fds[0], &byte, 1), &rec);
         start_all(loop);
         CHECK_EQ(rec.count, 0);
-        byte = (char)round;
         CHECK(write(fds[1], "z", 1) == 1);
         run_finals(loop, &rec, 1);
         CHECK_EQ(final_of(&rec, id).result, 1);

@@ -408,6 +408,7 @@ static void run_child(const struct environment *environment, const struct job *j
     char *skips = skips_of(environment, job->short_name);
     setenv("UPCALL_TEST_SKIP", skips, 1);
     setenv("TMPDIR", directory, 1);
+    setenv("UPCALL_TEST_SLOWNESS", "5", 0); /* many at a time */
     unsetenv("UPCALL_BACKEND");
     if (environment->denied)
         setenv("UPCALL_TEST_DENIED", environment->denied, 1);

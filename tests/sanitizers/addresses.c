@@ -347,14 +347,18 @@ PROGRAM(a_chain_through_one_buffer) {
 
 PROGRAM(one_place_for_what_nobody_wants) {
     upcall_loop *loop = loop_and_pair(pipe_pair);
-    static char nowhere[32];
-    for (int i = 0; i < 3; i++)
-        submit_one(loop, upcall_op_read(pair[0], nowhere + 4 * i, 16), &rec);
-    for (int i = 0; i < 3; i++) {
-        write_all(pair[1], "a", 1);
-        run_finals(loop, &rec, (size_t)i + 1);
-    }
-    CHECK(all_mine(nowhere, sizeof nowhere));
+    static char nowhere[64];
+    for (size_t step = 0; step < 11; step++)
+        for (size_t length = 1; length < 20; length += 3) {
+            for (size_t i = 0; i < 4; i++)
+                submit_one(loop, upcall_op_read(pair[0], nowhere + step * (i % 2 ? 3 - i : i), length), &rec);
+            for (size_t i = 0; i < 4; i++) {
+                write_all(pair[1], "a", 1);
+                run_finals(loop, &rec, i + 1);
+            }
+            CHECK(all_mine(nowhere, sizeof nowhere));
+            forget(&rec);
+        }
     free_loop(loop);
 }
 

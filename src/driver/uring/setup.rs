@@ -98,6 +98,30 @@ fn make_rung(entries: u32, rung: Rung, mask: &Mask) -> Result<Made, Denied> {
             Err(error) => return Err(denied("io_uring_setup", &error)),
         }
     };
+    let made = examine(ring, rung, mask);
+    if made.is_err() {
+        let_the_kernel_go();
+    }
+    made
+}
+
+/// The kernel ends a closed ring's ties to this thread a little later, by what ends epoll_wait as a signal would (6.18). It is
+/// awaited here: the program's first wait on epoll would come back with nothing.
+fn let_the_kernel_go() {
+    let epoll = sys::epoll_create() as i32;
+    let mut event = [libc::epoll_event { events: 0, u64: 0 }];
+    // As many as rings: the loop's, and that of `try_out`.
+    for _ in 0..2 {
+        if epoll < 0 || sys::epoll_wait(epoll, &mut event, 50_000_000) == 0 {
+            break;
+        }
+    }
+    if epoll >= 0 {
+        sys::close(epoll);
+    }
+}
+
+fn examine(ring: IoUring, rung: Rung, mask: &Mask) -> Result<Made, Denied> {
     let params = ring.params();
     let lacks = [
         (params.is_feature_nodrop(), "NODROP"),
