@@ -79,6 +79,8 @@
 #include <variant>
 #include <vector>
 
+static_assert(UPCALL_VERSION_MAJOR == 0 && UPCALL_VERSION_MINOR == 1, "upcall.hpp and upcall.h are of different versions");
+
 /** @brief All of it. The inline namespace keeps two versions of this header in one program apart. */
 namespace upcall {
 inline namespace v0_1 {

@@ -30,13 +30,14 @@ void *malloc(std::size_t size) { return counted(__libc_malloc(size)); }
 void *calloc(std::size_t n, std::size_t size) { return counted(__libc_calloc(n, size)); }
 void *realloc(void *at, std::size_t size) { return counted(__libc_realloc(at, size)); }
 }
-void *operator new(std::size_t size) {
+// Not inlined: g++ would see free() where it expects operator delete.
+[[gnu::noinline]] void *operator new(std::size_t size) {
     if (void *at = counted(__libc_malloc(size), &by_header))
         return at;
     throw std::bad_alloc();
 }
-void operator delete(void *at) noexcept { std::free(at); }
-void operator delete(void *at, std::size_t) noexcept { std::free(at); }
+[[gnu::noinline]] void operator delete(void *at) noexcept { std::free(at); }
+[[gnu::noinline]] void operator delete(void *at, std::size_t) noexcept { std::free(at); }
 
 namespace {
 
