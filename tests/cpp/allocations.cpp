@@ -70,8 +70,8 @@ TEST(the_counter_counts) {
 
 TEST(operations_allocate_nothing) {
     upcall::loop loop;
-    auto [in, out] = pipe_pair();
-    auto [a, b] = socket_pair();
+    const ends pipe = pipe_pair(), sockets = socket_pair();
+    const int in = pipe.a, out = pipe.b, a = sockets.a, b = sockets.b;
     std::array<char, 16> text;
     std::stop_source source;
     auto count = [&](auto round) {
@@ -97,7 +97,8 @@ TEST(operations_allocate_nothing) {
 TEST(generators_and_callables_allocate_nothing_per_value) {
     upcall::loop loop;
     upcall::buffers pool(loop, 4, 64);
-    auto [a, b] = socket_pair();
+    const ends sockets = socket_pair();
+    const int a = sockets.a, b = sockets.b;
     auto pieces = loop.recv(b, pool).multishot();
     auto received = loop.run(rounds([&] { return upcall::when_all(loop.send(a, "x"sv), pieces.next()); }));
     CHECK(received.by_header == 0);
