@@ -40,7 +40,7 @@ use embed::Embed;
 use group::{Group, Steps};
 use signals::Signals;
 use slot::NONE;
-use std::collections::{HashSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::ffi::c_void;
 use std::sync::Arc;
 use timers::Timers;
@@ -78,7 +78,8 @@ pub(crate) struct Engine<D: Driver> {
     /// Deliveries of the engine's own.
     streak: u32,
     /// Operations to cancel whose submission is still on its way through the inbox.
-    early_cancels: HashSet<u64>,
+    /// No hash set: where there are no random numbers to be had, Rust's ends the process.
+    early_cancels: BTreeSet<u64>,
     /// The clock of this turn; 0: not read yet.
     clock: u64,
     pub in_turn: bool,
@@ -151,7 +152,7 @@ impl<D: Driver> Engine<D> {
             background: 0,
             tally: Tally::default(),
             streak: 0,
-            early_cancels: HashSet::new(),
+            early_cancels: BTreeSet::new(),
             clock: 0,
             in_turn: false,
             taking_in: false,

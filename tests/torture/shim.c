@@ -220,6 +220,8 @@ CALL(int, getrlimit, FAILS, (int which, struct rlimit *limit), (which, limit))
 CALL(int, getsockopt, FAILS, (int fd, int level, int name, void *value, socklen_t *len), (fd, level, name, value, len))
 CALL(int, setsockopt, FAILS, (int fd, int level, int name, const void *value, socklen_t len),
      (fd, level, name, value, len))
+CALL(int, kill, FAILS, (pid_t pid, int signo), (pid, signo))
+CALL(int, mincore, FAILS, (void *at, size_t len, unsigned char *out), (at, len, out))
 CALL(int, linkat, FAILS, (int a, const char *old, int b, const char *new, int flags), (a, old, b, new, flags))
 CALL(int, symlinkat, FAILS, (const char *target, int dir, const char *path), (target, dir, path))
 CALL(int, mkdirat, FAILS, (int dir, const char *path, mode_t mode), (dir, path, mode))
