@@ -3,7 +3,8 @@
 BUILD ?= build/release
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
-.PHONY: demo test test-masks test-kernels test-models test-torture test-races fuzz soak bench bench-quick bench-steady clean
+.PHONY: demo test test-masks test-kernels test-models test-torture test-races test-denied test-valgrind
+.PHONY: fuzz soak bench bench-quick bench-steady clean
 
 demo:
 	tools/setup.sh build
@@ -30,6 +31,21 @@ test-kernels:
 	cmake -S . -B $(BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release
 	cmake --build $(BUILD) --target upcall_cargo
 	tests/kernels/run.sh $(BUILD) $(KERNELS)
+
+# Every C test in every environment of tests/denied/denied.c: half an hour. ENVIRONMENTS="kill nproc-1" to choose; MACHINE=1
+# where no other program needs io_uring meanwhile: then also under kernel.io_uring_disabled, which is the whole machine's.
+test-denied:
+	tools/setup.sh test
+	cmake -S . -B $(BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release
+	cmake --build $(BUILD)
+	tests/denied/run.sh $(BUILD) $(ENVIRONMENTS)
+
+# Every C test under Valgrind's memcheck, on both backends: an hour or more. TESTS="op_file reader" to choose.
+test-valgrind:
+	tools/setup.sh valgrind
+	cmake -S . -B $(BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release
+	cmake --build $(BUILD)
+	tests/sanitizers/valgrind.sh $(BUILD) $(TESTS)
 
 # Every call of the library to the C library fails in every way it can, in every scenario: half an hour or more.
 test-torture:

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Prepares a Debian or Ubuntu machine: setup.sh build|test|bench
+# Prepares a Debian or Ubuntu machine: setup.sh build|test|bench|valgrind
 #
 # Checks that cargo is there and new enough, and installs what else is missing with apt-get: for `build` what the library
-# and the examples need, for `test` also the second compiler with its fuzzer, C++ and pkg-config, for `bench` Python. Does
-# nothing where all is there. What the benchmarks compare with, and what draws, is welcome and not needed: what cannot be
-# installed is left out.
+# and the examples need, for `test` also the second compiler with its fuzzer, C++ and pkg-config, for `bench` Python, for
+# `valgrind` that. Does nothing where all is there. What the benchmarks compare with, and what draws, is welcome and not
+# needed: what cannot be installed is left out.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PATH:${CARGO_HOME:-$HOME/.cargo}/bin"
@@ -22,7 +22,8 @@ bench)
     tools=(make cmake ninja cc libc ld python3)
     welcome=(c++ pkg-config liburing.h uv.h ev.h event2/event.h asio.hpp fio matplotlib)
     ;;
-*) die "usage: setup.sh build|test|bench" ;;
+valgrind) tools=(make cmake ninja cc libc ld valgrind) ;;
+*) die "usage: setup.sh build|test|bench|valgrind" ;;
 esac
 
 wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)

@@ -178,6 +178,8 @@ impl Attempts {
         // No thread can be had (RLIMIT_NPROC, a pids cgroup). What ends by itself is done here: slow, but nothing is lost.
         // What may wait without limit is tried again later.
         if own {
+            // Begun anew: what an earlier step found out may not be so any more, and the ring would go on without the thread.
+            core.slots[index].args.stage = 0;
             if let (Some(number), Some(pool)) = (buffer, &core.side(index).pool) {
                 pool.inner().free.push(number);
             }

@@ -80,7 +80,11 @@ impl Epoll {
             return self.wait_second(core, index, events);
         }
         // A descriptor that the attempt has opened to wait on.
-        if !core.slots[index].has(bits::LISTED) && core.descriptors.link(&mut core.slots, index) {
+        if !core.slots[index].has(bits::LISTED) {
+            if !core.descriptors.link(&mut core.slots, index) {
+                // Nobody would find it when its descriptor is ready.
+                return Outcome::postponed(index);
+            }
             core.slots[index].bits |= bits::LISTED;
         }
         if self.is_unwatched(core, index) {

@@ -9,12 +9,14 @@
 //! RUNNING → DONE the worker's. If the owner wins, the job is the worker's, which frees it with all it has made when the call
 //! returns. Nobody waits for that: a thread still in such a call when the crew ends is let go, and owns all it touches.
 
-use crate::engine::shared::Shared;
+use crate::abi::upcall_loop;
+use crate::engine::shared::{Message, Shared};
 use crate::op::{Args, Lookup};
 use crate::sys;
 use crate::sys::sync::{AtomicBool, AtomicI32, AtomicI64, AtomicPtr, AtomicU8, AtomicU64};
 use crate::sys::sync::{Condvar, Mutex, MutexGuard, Racing, Thread, spawn, wait_timeout, yield_now};
 use std::collections::VecDeque;
+use std::ffi::c_void;
 use std::ptr::NonNull;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
@@ -179,6 +181,9 @@ pub(crate) struct Threads {
     pub active: usize,
 }
 
+/// The number of no worker.
+const NOBODY: u64 = u64::MAX;
+
 /// A pool thread with nothing to do ends after so long.
 const IDLE_EXIT: Duration = Duration::from_secs(10);
 
@@ -195,7 +200,8 @@ impl Threads {
         Threads { crew: Arc::new(crew), finished: Vec::new(), active: 0 }
     }
 
-    /// Queues a call. False: no thread could be had, and nothing was done.
+    /// Queues a call. False: no thread could be had, and nothing was done. A computation is then left to the loop, which makes it
+    /// between two steps of the engine: it may use the loop.
     pub fn start(&mut self, cell: &JobCell, lane: Lane, call: Call) -> bool {
         let job = cell.get();
         let looks_up = call.lookup.is_some();
@@ -220,7 +226,10 @@ impl Threads {
                 }
                 let waiting = queues.pool.len() + queues.compute.len();
                 let enough = waiting <= queues.pool_idle || queues.pool_threads >= crew.workers;
-                enough || crew.spawn(&mut queues, false) || queues.pool_threads > 0
+                enough
+                    || crew.spawn(&mut queues, false)
+                    || queues.pool_threads > 0
+                    || (lane == Lane::Compute && crew.leave_to_the_loop())
             }
         };
         if ready {
@@ -365,6 +374,22 @@ impl Threads {
     }
 }
 
+/// A post of the library's own: the loop's thread computes what no other could.
+unsafe extern "C-unwind" fn compute_one(_: *mut upcall_loop, crew: *mut c_void) {
+    // SAFETY: made by `leave_to_the_loop`; a post runs once.
+    let crew = unsafe { Arc::from_raw(crew.cast_const().cast::<Crew>()) };
+    let mut queues = crew.lock();
+    // A thread may have it by now, or it was cancelled.
+    let job = crew.next_computation(&mut queues);
+    if let Some(job) = job {
+        job.mark_popped();
+    }
+    drop(queues);
+    if let Some(job) = job {
+        crew.run(job, NOBODY);
+    }
+}
+
 impl Drop for Threads {
     fn drop(&mut self) {
         self.end();
@@ -401,6 +426,13 @@ impl Crew {
             }
             Err(_) => false,
         }
+    }
+
+    /// No thread can be had: the loop runs one computation as it runs a post.
+    fn leave_to_the_loop(self: &Arc<Self>) -> bool {
+        let Some(shared) = self.shared.upgrade() else { return false };
+        shared.tell(Message::Post(compute_one, Arc::into_raw(self.clone()).cast_mut().cast()));
+        true
     }
 
     fn serve_pool(&self, number: u64) {

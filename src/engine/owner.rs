@@ -25,5 +25,9 @@ pub(crate) fn remember(owned: *const Loop) {
 
 /// The calling thread does not own this loop any more.
 pub(crate) fn forget(owned: *const Loop) {
-    let _ = OWNED.try_with(|list| list.borrow_mut().0.retain(|&other| other != owned));
+    let _ = OWNED.try_with(|list| {
+        let mut list = list.borrow_mut();
+        list.0.retain(|&other| other != owned);
+        list.0.shrink_to_fit();
+    });
 }

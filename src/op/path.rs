@@ -197,6 +197,10 @@ fn amend_open(args: &mut Args, result: i64) -> Option<Decision> {
     if args.stage == LOOKED || !may_wait(args) {
         return None;
     }
+    if matches!(-result as i32, libc::ECANCELED | libc::EAGAIN | libc::EINTR) {
+        // Nobody has looked: the kernel could not make a worker (RLIMIT_NPROC).
+        return Some(attempt_open(args));
+    }
     args.stage = LOOKED;
     // SAFETY: `addr2` names the side block's statx, which the kernel filled in.
     let mode = unsafe { (*args.ptr2::<libc::statx>()).stx_mode };

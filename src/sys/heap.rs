@@ -3,7 +3,7 @@
 //! What happens to an operation after it was accepted must not fail for want of memory, and Rust's collections cannot: they
 //! end the process. So where malloc(3) has none, this allocator takes from a reserve of address space that is made before
 //! anything is promised and that no page is used of otherwise. The calls that promise something (submit, post, a new loop …)
-//! ask [`ready`] first: the reserve is whole, or is made whole, or the call is refused with -ENOMEM.
+//! ask [`ready`] first: the reserve is ample, or another block is made, or the call is refused with -ENOMEM.
 //!
 //! A block of the reserve only ever counts up; when the last piece of it has come back it is whole again. There are no locks:
 //! a forked child finds nothing held. If the reserve is used up and there is still no memory, the thread waits for some.
@@ -31,15 +31,15 @@ const CLAIMED: *mut u8 = std::ptr::without_provenance_mut(1);
 
 static RESERVE: [Block; BLOCKS] =
     [const { Block { base: AtomicPtr::new(null_mut()), len: AtomicUsize::new(0), word: AtomicU64::new(0) } }; BLOCKS];
-/// Some block is whole.
-static WHOLE: AtomicBool = AtomicBool::new(false);
+/// At least half of some block is left.
+static AMPLE: AtomicBool = AtomicBool::new(false);
 /// Something was ever taken from the reserve.
 static TOUCHED: AtomicBool = AtomicBool::new(false);
 
 /// Whether what is about to be promised can be kept. -ENOMEM: no.
 #[inline(always)]
 pub(crate) fn ready() -> Result<(), i32> {
-    if WHOLE.load(Ordering::Relaxed) { Ok(()) } else { refill() }
+    if AMPLE.load(Ordering::Relaxed) { Ok(()) } else { refill() }
 }
 
 /// As [`ready`], for a call that is going to need a piece of `len` bytes at once.
@@ -59,9 +59,8 @@ pub(crate) fn ready_for(len: usize) -> Result<(), i32> {
 
 #[cold]
 fn refill() -> Result<(), i32> {
-    let whole = |block: &Block| block.base.load(Ordering::Acquire) > CLAIMED && block.word.load(Ordering::Relaxed) == 0;
-    if RESERVE.iter().any(whole) || RESERVE.iter().any(Block::make) {
-        WHOLE.store(true, Ordering::Relaxed);
+    if RESERVE.iter().any(Block::is_ample) || RESERVE.iter().any(Block::make) {
+        AMPLE.store(true, Ordering::Relaxed);
         return Ok(());
     }
     Err(libc::ENOMEM)
@@ -86,6 +85,11 @@ impl Block {
         }
         self.base.store(null_mut(), Ordering::Relaxed);
         false
+    }
+
+    fn is_ample(&self) -> bool {
+        let used = self.word.load(Ordering::Relaxed) % PIECE;
+        self.base.load(Ordering::Acquire) > CLAIMED && used <= self.len.load(Ordering::Relaxed) as u64 / 2
     }
 
     fn take(&self, layout: Layout) -> Option<*mut u8> {
@@ -122,7 +126,7 @@ impl Block {
 #[cold]
 fn take(layout: Layout) -> *mut u8 {
     TOUCHED.store(true, Ordering::Relaxed);
-    WHOLE.store(false, Ordering::Relaxed);
+    AMPLE.store(false, Ordering::Relaxed);
     loop {
         if let Some(at) = RESERVE.iter().find_map(|block| block.take(layout)) {
             return at;

@@ -390,10 +390,10 @@ pub(crate) fn is_nonblocking(fd: i32) -> bool {
     has_status(fd, libc::O_NONBLOCK)
 }
 
-/// The descriptor is open.
+/// The descriptor is open, as far as can be told.
 pub(crate) fn is_open(fd: i32) -> bool {
     // SAFETY: no pointers.
-    unsafe { libc::fcntl(fd, libc::F_GETFD) >= 0 }
+    unsafe { libc::fcntl(fd, libc::F_GETFD) >= 0 || errno() != libc::EBADF }
 }
 
 fn socket_option(fd: i32, name: i32) -> Result<i32, i32> {

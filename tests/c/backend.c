@@ -181,7 +181,8 @@ TEST_FOR(every_way_to_deny_the_ring_leaves_a_working_loop, 60) { /* hazards row 
 
 static void become_nobody(void) {
     if (geteuid() == 0)
-        CHECK(setresgid(65534, 65534, 65534) == 0 && setresuid(65534, 65534, 65534) == 0);
+        if (setresgid(65534, 65534, 65534) != 0 || setresuid(65534, 65534, 65534) != 0)
+            SKIP("root without the capability to become another user");
 }
 
 static void live_with_locked_memory(void *arg) {
@@ -267,6 +268,110 @@ TEST(nothing_is_cancelled_or_lost_where_no_thread_can_be_made) { /* hazards row 
         struct record work = complete(loop, upcall_op_work(seven, NULL));
         CHECK(work.result == 7 || work.result == -EAGAIN);
     }
+    free_loop(loop);
+}
+
+static void forbid_threads(void) {
+    struct rlimit limit = {0, 0};
+    CHECK(setrlimit(RLIMIT_NPROC, &limit) == 0);
+    become_nobody();
+    pthread_t thread;
+    if (pthread_create(&thread, NULL, idle, NULL) == 0)
+        SKIP("threads cannot be forbidden here");
+}
+
+TEST(a_write_past_the_size_limit_raises_nothing_where_no_thread_can_be_made) {
+    int file = temp_file(100);
+    struct rlimit size = {100, 100};
+    char data[10] = {0};
+    forbid_threads();
+    CHECK(setrlimit(RLIMIT_FSIZE, &size) == 0); /* SIGXFSZ would end the process */
+    upcall_loop *loop = new_loop();
+    CHECK_EQ(complete(loop, upcall_op_pwrite(file, data, sizeof data, 95)).result, 5);
+    CHECK_EQ(complete(loop, upcall_op_pwrite(file, data, sizeof data, 100)).result, -EFBIG);
+    CHECK(lseek(file, 100, SEEK_SET) == 100);
+    CHECK_EQ(complete(loop, upcall_op_write(file, data, sizeof data)).result, -EFBIG);
+    CHECK_EQ(complete(loop, upcall_op_ftruncate(file, 101)).result, -EFBIG);
+    CHECK_EQ(complete(loop, upcall_op_fallocate(file, 0, 0, 200)).result, -EFBIG);
+    free_loop(loop);
+}
+
+static void open_without_threads(void *path) {
+    struct recorder rec = {0};
+    upcall_id ids[4];
+    forbid_threads();
+    upcall_loop *loop = new_loop();
+    for (int i = 0; i < 4; i++)
+        ids[i] = submit_one(loop, upcall_op_open(AT_FDCWD, path, i % 2 ? O_RDONLY : O_WRONLY, 0), &rec);
+    for (int i = 0; i < 10; i++) /* each is looked at again and again */
+        CHECK(upcall_poll(loop, MS(20)) >= 0);
+    CHECK_EQ(rec.count, 0);
+    for (int i = 0; i < 4; i++)
+        CHECK_EQ(upcall_cancel(loop, ids[i]), 0);
+    run_finals(loop, &rec, 4);
+    for (int i = 0; i < 4; i++)
+        CHECK_EQ(rec.events[i].result, -ECANCELED);
+    free_loop(loop);
+}
+
+TEST(an_open_of_a_fifo_waits_for_its_other_side_where_no_thread_can_be_made) {
+    char directory[2048], path[4096];
+    snprintf(directory, sizeof directory, "%s/upcall-fifo-XXXXXX", temp_directory());
+    snprintf(path, sizeof path, "%s/fifo", mkdtemp(directory) ? directory : "");
+    CHECK(chmod(directory, 0755) == 0 && mkfifo(path, 0600) == 0 && chmod(path, 0666) == 0);
+    pid_t child = fork();
+    CHECK(child >= 0);
+    if (child == 0) {
+        open_without_threads(path);
+        _exit(0);
+    }
+    int status;
+    CHECK(waitpid(child, &status, 0) == child);
+    unlink(path);
+    rmdir(directory);
+    if (WIFEXITED(status) && WEXITSTATUS(status) == 77)
+        SKIP("threads cannot be forbidden here");
+    CHECK_EQ(status, 0);
+}
+
+static struct recorder by_work;
+static unsigned posts_run;
+
+static void count_post(upcall_loop *loop, void *arg) {
+    (void)loop;
+    (void)arg;
+    posts_run++;
+}
+
+static int64_t use_the_loop(void *loop) {
+    upcall_op ops[200];
+    for (size_t i = 0; i < COUNT_OF(ops); i++) {
+        ops[i] = i % 2 ? upcall_op_nop() : upcall_op_fsync(STDOUT_FILENO);
+        ops[i].callback = record;
+        ops[i].user = &by_work;
+    }
+    for (int i = 0; i < 5; i++) {
+        CHECK_EQ(upcall_submit(loop, ops, COUNT_OF(ops), NULL), 0);
+        CHECK_EQ(upcall_post(loop, count_post, NULL), 0);
+    }
+    return 7;
+}
+
+TEST(work_may_use_the_loop_where_no_thread_can_be_made) {
+    struct recorder rec = {0};
+    forbid_threads();
+    upcall_loop *loop = new_loop();
+    for (int i = 0; i < 3; i++)
+        submit_one(loop, upcall_op_work(use_the_loop, loop), &rec);
+    run_finals(loop, &rec, 3);
+    for (int i = 0; i < 3; i++)
+        CHECK_EQ(rec.events[i].result, 7);
+    run_finals(loop, &by_work, 3000);
+    CHECK_EQ(posts_run, 15);
+    upcall_id id = submit_one(loop, upcall_op_work(use_the_loop, loop), &rec);
+    CHECK_EQ(upcall_cancel(loop, id), 0);
+    CHECK_EQ(upcall_loop_close(loop, -1), 0);
+    CHECK_EQ(final_of(&rec, id).result, -ECANCELED);
     free_loop(loop);
 }
 

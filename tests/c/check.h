@@ -10,8 +10,9 @@
  * Each test runs in a forked child with a time limit, so that a crash or a hang is one failed test. Arguments: parts of
  * the names of the tests to run. Exit status: 0, 1 (a test failed), 77 (nothing was run). The backend comes from the
  * environment variable UPCALL_BACKEND; UPCALL_TEST_SECONDS changes the time limit of 20 seconds; UPCALL_TEST_SLOWNESS says
- * how many times slower than an ordinary processor this one is, where it is emulated. A program with a main() of its own
- * defines CHECK_OWN_MAIN before it includes this file.
+ * how many times slower than an ordinary processor this one is, where it is emulated. UPCALL_TEST_DENIED and
+ * UPCALL_TEST_SKIP come from tests/denied. A program with a main() of its own defines CHECK_OWN_MAIN before it includes this
+ * file.
  */
 #ifndef CHECK_H
 #define CHECK_H
@@ -63,6 +64,39 @@ HELPER uint64_t slowness(void) {
 /* ---- Checks. They may be used on any thread, and end the test's process when they fail: by abort() where CHECK_ABORTS is
    defined before this file is included. ---- */
 
+/* Whether the environment denies this on purpose: "descriptors", "threads", "proc", "rights", "pidfd",
+ * "io_uring". */
+HELPER bool denied(const char *what) {
+    const char *text = getenv("UPCALL_TEST_DENIED");
+    return text != NULL && strcmp(text, what) == 0;
+}
+
+#define SKIP(why) (dprintf(STDOUT_FILENO, "  %s\n", (why)), _exit(77))
+
+/* A test that is stopped by just what is denied is skipped. */
+HELPER void skip_if_denied(bool lacks_descriptors, int error) {
+    if (lacks_descriptors && denied("descriptors"))
+        SKIP("more descriptors than are permitted");
+    if ((error == ENOENT || error == EACCES) && denied("proc"))
+        SKIP("what is denied of /proc");
+}
+
+/* The program's own: the library has to live without. */
+HELPER pid_t fork_or_skip(void) {
+    pid_t child = fork();
+    if (child < 0 && errno == EAGAIN && denied("threads"))
+        SKIP("more processes than are permitted");
+    return child;
+}
+HELPER int create_or_skip(pthread_t *thread, const pthread_attr_t *attributes, void *(*fn)(void *), void *arg) {
+    int error = pthread_create(thread, attributes, fn, arg);
+    if (error == EAGAIN && denied("threads"))
+        SKIP("more threads than are permitted");
+    return error;
+}
+#define fork() fork_or_skip()
+#define pthread_create(...) create_or_skip(__VA_ARGS__)
+
 struct place {
     const char *file;
     int line;
@@ -71,10 +105,12 @@ struct place {
 
 __attribute__((noreturn, format(printf, 2, 3))) HELPER void fail(struct place at, const char *format, ...) {
     char text[1024];
+    int error = errno;
     va_list list;
     va_start(list, format);
     vsnprintf(text, sizeof text, format, list);
     va_end(list);
+    skip_if_denied(error == EMFILE || strstr(text, strerror(EMFILE)) != NULL, error);
     dprintf(STDOUT_FILENO, "%s:%d: %s\n", at.file, at.line, text);
 #ifdef CHECK_ABORTS
     abort();
@@ -101,8 +137,6 @@ HELPER void check_contains(struct place at, const char *text, const char *part) 
 #define CHECK_EQ(a, b) check_eq(HERE, #a ", " #b, (long long)(a), (long long)(b))
 #define CHECK_STR_CONTAINS(text, part) check_contains(HERE, (text), (part))
 #define CHECK_STR_EQ(a, b) (strcmp((a), (b)) == 0 ? (void)0 : fail(HERE, "\"%s\" is not \"%s\"", (a), (b)))
-#define SKIP(why) (dprintf(STDOUT_FILENO, "  %s\n", (why)), _exit(77))
-
 /* ---- Tests. ---- */
 
 struct test {
@@ -149,6 +183,18 @@ HELPER unsigned test_seconds(const struct test *test) {
     return test->seconds > usual ? test->seconds : usual;
 }
 
+/* UPCALL_TEST_SKIP: a line "name=why" for each test that needs what is denied, "*=why" for all. */
+HELPER void skip_if_named(const char *name) {
+    const char *line = getenv("UPCALL_TEST_SKIP");
+    size_t length = strlen(name);
+    for (; line != NULL; line = (line = strchr(line, '\n')) ? line + 1 : NULL)
+        if ((strncmp(line, name, length) == 0 && line[length] == '=') || strncmp(line, "*=", 2) == 0) {
+            const char *why = strchr(line, '=') + 1;
+            dprintf(STDOUT_FILENO, "  %.*s\n", (int)strcspn(why, "\n"), why);
+            _exit(77);
+        }
+}
+
 /* The child's exit status; -1: killed by the time limit; a signal's number + 1000. */
 HELPER int run_test(const struct test *test) {
     pid_t child = fork();
@@ -159,6 +205,9 @@ HELPER int run_test(const struct test *test) {
     if (child == 0) {
         setpgid(0, 0);
         prctl(PR_SET_PDEATHSIG, SIGKILL);
+        if (denied("threads"))
+            setrlimit(RLIMIT_NPROC, &(struct rlimit){1, 1});
+        skip_if_named(test->name);
         test->run();
         _exit(0);
     }
@@ -239,7 +288,9 @@ HELPER upcall_loop *loop_with_at(struct place at, const upcall_config *config) {
     upcall_loop *loop = NULL;
     int rc = upcall_loop_new(config, &loop);
     if (rc != 0 || loop == NULL)
-        fail(at, "upcall_loop_new: %d (%s)", rc, upcall_last_error());
+        fail(at, "upcall_loop_new: %d (%s) %s", rc, upcall_last_error(), error_hint(rc));
+    if (denied("rights") && geteuid() == 0)
+        CHECK(setresgid(61234, 61234, 61234) == 0 && setresuid(61234, 61234, 61234) == 0);
     return loop;
 }
 #define loop_with(config) loop_with_at(HERE, (config))
@@ -307,6 +358,7 @@ HELPER void check_event(const upcall_event *event) {
     CHECK_EQ(event->flags & ~(uint32_t)(UPCALL_MORE | UPCALL_RELEASED | UPCALL_EXPIRED), 0);
     if (event->flags & UPCALL_EXPIRED)
         CHECK_EQ(event->result, -ETIMEDOUT);
+    skip_if_denied(event->result == -EMFILE, 0);
     if (event->kind != UPCALL_OP_WORK) { /* guarantee 5: these never reach the program */
         CHECK(event->result != -EAGAIN);
         CHECK(event->result != -EINTR);
@@ -492,18 +544,23 @@ HELPER void reap_until_at(struct place at, upcall_loop *loop, struct recorder *r
 
 /* ---- Descriptors. ---- */
 
+HELPER bool is_open(int fd) {
+    return fcntl(fd, F_GETFD) != -1;
+}
+
 HELPER int open_fd_count(void) {
     DIR *dir = opendir("/proc/self/fd");
-    CHECK(dir != NULL);
     int count = -1; /* the directory's own */
+    if (dir == NULL && denied("proc")) {
+        for (int fd = count = 0; fd < 4096; fd++)
+            count += is_open(fd);
+        return count;
+    }
+    CHECK(dir != NULL);
     for (struct dirent *entry; (entry = readdir(dir)) != NULL;)
         count += entry->d_name[0] != '.';
     closedir(dir);
     return count;
-}
-
-HELPER bool is_open(int fd) {
-    return fcntl(fd, F_GETFD) != -1;
 }
 
 HELPER bool is_readable(int fd, int timeout_ms) {
@@ -709,6 +766,8 @@ HELPER int in_child(void (*fn)(void *), void *arg) {
     }
     int status;
     CHECK(waitpid(child, &status, 0) == child);
+    if (WIFEXITED(status) && WEXITSTATUS(status) == 77)
+        SKIP("its child says so");
     return WIFEXITED(status) ? WEXITSTATUS(status) : 1000 + WTERMSIG(status);
 }
 

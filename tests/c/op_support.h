@@ -93,9 +93,9 @@ HELPER void *vast_memory(size_t size) {
 
 /* A descriptor number that is not open. */
 HELPER int closed_fd(void) {
-    int fd = fcntl(STDOUT_FILENO, F_DUPFD_CLOEXEC, 700);
-    CHECK(fd >= 700);
-    close(fd);
+    int fd = 700;
+    while (is_open(fd))
+        fd++;
     return fd;
 }
 
@@ -118,6 +118,8 @@ HELPER char scratch[512];
 HELPER void enter_scratch(void) {
     snprintf(scratch, sizeof scratch, "%s/upcall-XXXXXX", temp_directory());
     CHECK(mkdtemp(scratch) != NULL);
+    if (denied("rights")) /* also for whom this becomes */
+        CHECK(chmod(scratch, 0777) == 0);
     CHECK(chdir(scratch) == 0);
 }
 

@@ -16,6 +16,8 @@ static int pidfd_of(pid_t pid) {
     int fd = (int)syscall(SYS_pidfd_open, pid, 0);
     if (fd < 0 && errno == ENOSYS)
         SKIP("this kernel has no pidfd");
+    if (fd < 0 && denied("pidfd"))
+        SKIP("pidfd_open is denied");
     CHECK(fd >= 0);
     return fd;
 }

@@ -13,3 +13,13 @@ endforeach()
 set_tests_properties(upcall.needs shared.needs PROPERTIES
     PASS_REGULAR_EXPRESSION "NEEDED[^\n]*\\[libupcall\\.so\\.[0-9.]+\\]")
 set_tests_properties(static.needs PROPERTIES FAIL_REGULAR_EXPRESSION "libupcall")
+
+# The C++ header, where there is a compiler for it.
+include(CheckLanguage)
+check_language(CXX)
+if(CMAKE_CXX_COMPILER)
+    enable_language(CXX)
+    add_executable(with_cpp ${CMAKE_CURRENT_LIST_DIR}/app.cpp)
+    target_link_libraries(with_cpp PRIVATE upcall::cpp)
+    add_test(NAME cpp COMMAND with_cpp)
+endif()

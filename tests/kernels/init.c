@@ -1,16 +1,14 @@
 /*
  * The first and only other program of a virtual machine that runs the C tests: it prepares what they need (file systems,
- * the loopback interface), runs every program of /tests on every backend, and powers off. What it prints on the console is
- * read by run.sh: lines that begin with "@@". The kernel passes what it does not know of its command line, NAME=VALUE, as
- * the environment: BACKENDS, PROGRAMS and AUTO_PROGRAMS (comma-separated; without a list of programs: all; the latter for the
- * backend "auto"), TESTS (the programs' arguments), DONE (so many programs were run before: a machine that died goes on after
- * the one it died in), and what the tests themselves look at.
+ * the loopback interface), runs what /todo says, and powers off. What it prints on the console is read by run.sh: lines that
+ * begin with "@@". A line of /todo is a backend, a program of /tests, and a stamp that is printed with it. The kernel passes
+ * what it does not know of its command line, NAME=VALUE, as the environment: TESTS (the programs' arguments), and what the
+ * tests themselves look at.
  */
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <net/if.h>
-#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -86,23 +84,12 @@ static void prepare(void) {
     setrlimit(RLIMIT_NOFILE, &files);
 }
 
-static bool is_listed(const char *list, const char *name) {
-    size_t length = strlen(name);
-    for (const char *at = list; (at = strstr(at, name)) != NULL; at++)
-        if ((at == list || at[-1] == ',') && (at[length] == ',' || at[length] == 0))
-            return true;
-    return false;
-}
-
-/* Runs one program on one backend to its end, unless it was run before. */
-static void run(const char *program, const char *backend) {
-    static long seen;
+/* Runs one program on one backend to its end. */
+static void run(const char *backend, const char *program, const char *stamp) {
     char path[300];
     struct timespec before, after;
-    if (getenv("DONE") != NULL && ++seen <= atol(getenv("DONE")))
-        return;
     snprintf(path, sizeof path, "/tests/%s", program);
-    printf("@@ begin %s %s\n", program, backend);
+    printf("@@ begin %s %s %s\n", program, backend, stamp);
     clock_gettime(CLOCK_MONOTONIC, &before);
     pid_t child = fork();
     if (child == 0) {
@@ -124,16 +111,6 @@ static void run(const char *program, const char *backend) {
            (long)(after.tv_sec - before.tv_sec));
 }
 
-static void run_all(const char *backend) {
-    const char *wanted = getenv(strcmp(backend, "auto") == 0 ? "AUTO_PROGRAMS" : "PROGRAMS");
-    struct dirent **names;
-    int count = scandir("/tests", &names, NULL, alphasort);
-    run(".supports", backend);
-    for (int i = 0; i < count; i++)
-        if (names[i]->d_name[0] != '.' && (wanted == NULL || is_listed(wanted, names[i]->d_name)))
-            run(names[i]->d_name, backend);
-}
-
 int main(int argc, char **argv) {
     if (getpid() != 1) /* also /bin/true */
         return argc > 1 ? fprintf(stderr, "%s is for a virtual machine\n", argv[0]), 1 : 0;
@@ -143,10 +120,12 @@ int main(int argc, char **argv) {
     /* "#1 SMP Debian 6.1.192-1 (2026-01-02)": the release has only the ABI's number. */
     const char *debian = strstr(name.version, "Debian ");
     printf("@@ kernel %s\n", debian ? debian + strlen("Debian ") : name.release);
-    char backends[100];
-    snprintf(backends, sizeof backends, "%s", getenv("BACKENDS") ? getenv("BACKENDS") : "auto");
-    for (char *backend = strtok(backends, ","); backend != NULL; backend = strtok(NULL, ","))
-        run_all(backend);
+    char backend[20], program[100], stamp[100];
+    FILE *todo = fopen("/todo", "re");
+    if (todo == NULL)
+        complain("open", "/todo");
+    while (todo != NULL && fscanf(todo, "%19s %99s %99s", backend, program, stamp) == 3)
+        run(backend, program, stamp);
     printf("@@ done\n");
     sync();
     reboot(RB_POWER_OFF);

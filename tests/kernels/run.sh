@@ -10,13 +10,14 @@
 #              all the others would only do again what they did on the backend that auto chose.
 #   PROGRAMS   comma-separated names of test programs, all when not set
 #   TESTS      comma-separated parts of names of tests, all when not set
-#   AGAIN      run everything again. Otherwise what was run with the same programs and settings is not repeated: a run that
-#              was interrupted goes on where it was, also in the middle of a kernel.
+#   AGAIN      run everything again. Otherwise a program that came to its end is not repeated until it, the kernel or a
+#              setting is another one: a run that was interrupted goes on where it was, also in the middle of a kernel.
 #   SECONDS_PER_TEST, SLOWNESS   the limits of the tests: the machine is emulated, more than ten times slower
 #   SILENCE    seconds without a line from the machine after which it counts as dead
 #
 # A machine that dies is started again at the program it died in, and when it dies there once more, after it.
-# The results are also in BUILD/kernels/results.md. Exit status: 0, or 1 when a test failed or a kernel is missing.
+# The results are also in BUILD/kernels/results.md (of a run with BACKENDS, PROGRAMS or TESTS: results.part.md). Exit status:
+# 0, or 1 when a test failed or a kernel is missing.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 source=$(cd "$here/../.." && pwd)
@@ -27,6 +28,8 @@ shift
 cache=$build/kernels
 mkdir -p "$cache"
 backends=${BACKENDS:-io_uring,epoll,auto}
+part=${BACKENDS:-}${PROGRAMS:-}${TESTS:-}
+part=${part:+.part} # the results of a run that is not complete stand beside the others
 library=$build/lib/libupcall.a
 keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 
@@ -169,16 +172,17 @@ prepare_programs() {
     python3 "$here/pack.py" "$cache/programs.cpio" "${words[@]}"
 }
 
-# machine VERSION DONE: boots it once; it goes on after so many programs. The output is appended to cache/VERSION.log.
+# machine VERSION: boots it once. The output is appended to cache/VERSION$part.log.
 machine() {
-    local directory=$cache/linux-$1 log=$cache/$1.log begun=$SECONDS
-    cat "$cache/programs.cpio" "$directory/modules.cpio" >"$directory/initramfs"
-    rm -f "$directory/disk"
+    local directory=$cache/linux-$1 log=$cache/$1$part.log begun=$SECONDS
+    python3 "$here/pack.py" "$directory/todo.cpio" todo="$directory/todo"
+    cat "$cache/programs.cpio" "$directory/modules.cpio" "$directory/todo.cpio" >"$directory/initramfs"
+    rm -f "$directory/disk" "$directory/todo.cpio"
     truncate -s 1G "$directory/disk"
     mkfs.ext4 -q -F "$directory/disk"
     "${qemu[@]}" -machine q35 -accel tcg,thread=multi -cpu max -smp 2 -m 1024 -nodefaults \
         -no-reboot -display none -serial stdio -drive "file=$directory/disk,if=virtio,format=raw,cache=unsafe" \
-        -kernel "$directory/vmlinuz" -initrd "$directory/initramfs" -append "$append DONE=$2" </dev/null >>"$log" 2>&1 9>&- &
+        -kernel "$directory/vmlinuz" -initrd "$directory/initramfs" -append "$append" </dev/null >>"$log" 2>&1 8>&- 9>&- &
     guest=$!
     while kill -0 "$guest" 2>/dev/null; do
         sleep 2
@@ -192,40 +196,82 @@ machine() {
     rm -f "$directory/disk" "$directory/initramfs"
 }
 
-# said LOG PATTERN: what init.c said.
-said() { tr -d '\r' <"$1" | grep -a "^@@ $2" || true; }
+# wanted VERSION: what to run, "BACKEND PROGRAM STAMP"; the stamp is of all that the outcome depends on.
+wanted() {
+    local file program backend name settings
+    settings=$(cat "$cache/linux-$1/modules.cpio" "$cache/linux-$1/vmlinuz" <(echo "$append") | sha256sum)
+    for backend in ${backends//,/ }; do
+        for file in "$cache/supports" "$source"/tests/c/*.c; do
+            name=$(basename "$file" .c)
+            program=$name
+            case $file in
+            "$cache/supports") name=.supports program=../supports ;;
+            *)
+                if [ "$backend" = auto ]; then
+                    case ,${AUTO_PROGRAMS:-backend,loop,submit}, in *,$name,*) ;; *) continue ;; esac
+                fi
+                case ,${PROGRAMS:-$name}, in *,$name,*) ;; *) continue ;; esac ;;
+            esac
+            echo "$backend $name $(cat "$cache/tests/$program" <(echo "$settings") | sha256sum | cut -c 1-16)"
+        done
+    done
+}
 
-# boot VERSION: runs there what was not run yet with these programs and settings.
+# keep LOG WANTED: reduces the log to what is wanted and came to its end.
+keep() {
+    tr -d '\r' <"$1" | awk '
+        NR == FNR { wanted[$2 " " $1 " " $3]; next }
+        $1 == "@@" && $2 == "kernel" && !named++ { print; next }
+        $1 == "@@" && $2 == "begin" { key = $3 " " $4 " " $5; text = $0; inside = key in wanted; next }
+        inside { text = text "\n" $0 }
+        inside && $1 == "@@" && $2 == "end" { print text; delete wanted[key]; inside = 0 }' "$2" - >"$1.new"
+    mv "$1.new" "$1"
+}
+
+# left LOG WANTED: what of it did not come to its end yet.
+left() {
+    tr -d '\r' <"$1" | awk '
+        NR == FNR { line[++n] = $0; key[n] = $2 " " $1 " " $3; next }
+        $1 == "@@" && $2 == "begin" { now = $3 " " $4 " " $5 }
+        $1 == "@@" && $2 == "end" { ended[now] }
+        END { for (i = 1; i <= n; i++) if (!(key[i] in ended)) print line[i] }' "$2" -
+}
+
+# boot VERSION: runs there what was not run yet.
 boot() {
-    local version=$1 log=$cache/$1.log stamp ran last deaths=0
-    stamp="@@ run $(cat "$cache/programs.cpio" "$cache/linux-$version/modules.cpio" "$cache/linux-$version/vmlinuz" \
-        <(echo "$append") | sha256sum | cut -c 1-32)"
-    if [ -n "${AGAIN:-}" ] || [ "$(head -n 1 "$log" 2>/dev/null)" != "$stamp" ]; then echo "$stamp" >"$log"; fi
-    while [ -z "$(said "$log" done)" ]; do
-        ran=$(said "$log" end | wc -l)
-        say "booting $version, $ran programs were run, see $log"
-        machine "$version" "$ran"
-        last=$(said "$log" '\(begin\|end\|done\)' | tail -n 1)
-        [ "$last" != "@@ done" ] || break
+    local version=$1 log=$cache/$1$part.log directory=$cache/linux-$1 before last deaths=0
+    wanted "$version" >"$directory/wanted"
+    if [ -n "${AGAIN:-}" ]; then rm -f "$log"; fi
+    touch "$log"
+    keep "$log" "$directory/wanted"
+    left "$log" "$directory/wanted" >"$directory/todo"
+    while [ -s "$directory/todo" ]; do
+        before=$(wc -l <"$directory/todo")
+        say "booting $version to run $before of $(wc -l <"$directory/wanted"), see $log"
+        machine "$version"
+        left "$log" "$directory/wanted" >"$directory/todo"
+        [ -s "$directory/todo" ] || break
+        last=$(tr -d '\r' <"$log" | grep -a '^@@ \(kernel\|begin\|end\) ' | tail -n 1 || true)
         printf '\n@@ died %s\n' "$last" >>"$log"
-        [ "$(said "$log" end | wc -l)" = "$ran" ] || deaths=0
+        [ "$(wc -l <"$directory/todo")" = "$before" ] || deaths=0
         deaths=$((deaths + 1))
         [ "$deaths" -ge 2 ] || continue
         # Twice in the same program: that counts as its end. Twice in none: there is no going on.
         case $last in
-        "@@ begin "*) echo "@@ end ${last#@@ begin } dead 0 s" >>"$log" ;;
+        "@@ begin "*) echo "$last" | sed 's/begin \(.*\) [^ ]*$/end \1 dead 0 s/' >>"$log" ;;
         *) break ;;
         esac
+        left "$log" "$directory/wanted" >"$directory/todo"
         deaths=0
     done
 }
 
 # ---- What came out.
 
-# summary LOG SKIPPED: one row per backend; what failed goes to standard error, and what was skipped is appended to SKIPPED:
+# summary LOG SKIPPED LEFT: one row per backend; what failed goes to standard error, and what was skipped is appended to SKIPPED:
 # "kernel backend|program: test|why".
 summary() {
-    tr -d '\r' <"$1" | awk -v skipped_file="$2" '
+    tr -d '\r' <"$1" | awk -v skipped_file="$2" -v left="$(wc -l <"$3")" '
         $1 == "@@" && $2 == "kernel" { kernel = $3; sub(/-.*/, "", kernel); next }
         $1 == "@@" && $2 == "begin" {
             backend = $4; program = $3; open = program; why = ""; run = failures = skips = 0; failing = 0; note = ""
@@ -248,7 +294,6 @@ summary() {
         }
         $1 == "@@" && $2 == "reason" { inuse[backend] = $3; $1 = $2 = $3 = ""; sub(/^ +/, ""); reason[backend] = $0; next }
         $1 == "@@" && $2 == "problem" { problems = problems "  " $0 "\n"; next }
-        $1 == "@@" && $2 == "done" { done = 1 }
         /^[0-9]+ run, [0-9]+ failed$/ { run = $1; failures = $3; next } # the last one: a test may run its program again
         $1 == "skipped:" { sub(/^skipped: /, ""); note = note kernel " " backend "|" program "|" $0 "\n"; next }
         $1 == "skipped" && NF == 2 { skips++; note = note kernel " " backend "|" program ": " $2 "|" why "\n"; why = ""; next }
@@ -261,7 +306,7 @@ summary() {
                 printf "| %s | %s | %d | %d | %d | %d | %s: %s |\n", kernel, b, programs[b] - whole[b], passed[b], failed[b] + lost[b],
                     skipped[b], inuse[b], reason[b]
             }
-            if (!done) bad = bad "  the machine did not come to its end" (open != "" ? ": " open : "") "\n"
+            if (left > 0) bad = bad "  " left " programs were not run" (open != "" ? ": the machine died in " open : "") "\n"
             if (notes problems != "") printf "%s: notes\n%s%s", kernel, notes, problems >"/dev/stderr"
             if (bad != "") printf "%s: FAILED\n%s", kernel, bad >"/dev/stderr"
             if (bad problems != "") exit 1
@@ -282,7 +327,13 @@ skips() {
 operations() {
     [ $# -gt 0 ] || return 0
     tr -d '\r' < <(cat "$@") | awk '
-        $1 == "@@" && $2 == "kernel" && $3 != last { last = $3; name = $3; sub(/-.*/, "", name); heads = heads " " name " |"; lines = lines " --- |"; kernel++ }
+        $1 == "@@" && $2 == "kernel" && $3 != last {
+            last = name = $3
+            sub(/-.*/, "", name)
+            heads = heads " " name " |"
+            lines = lines " --- |"
+            kernel++
+        }
         $1 == "@@" && $2 == "begin" { auto = $4 == "auto" }
         $1 == "@@" && $2 == "op" && auto { if (!($3 in known)) { known[$3]; names[++n] = $3 } how[$3, kernel] = $4 }
         END {
@@ -296,7 +347,7 @@ operations() {
 }
 
 { # read as a whole, so that the file may be edited while it runs
-# Two of these may run side by side, but not fetch and compile.
+# Two of these may run side by side, but not fetch and compile, nor run the same kernel.
 exec 9>"$cache/lock"
 flock 9
 apt_root "$cache/apt" bullseye bullseye-security bookworm bookworm-security bookworm-backports trixie trixie-backports sid
@@ -306,9 +357,9 @@ flock -u 9
 status=0
 logs=()
 guest=
-append="console=ttyS0 quiet loglevel=2 panic=-1 mitigations=off BACKENDS=$backends"
+append="console=ttyS0 quiet loglevel=2 panic=-1 mitigations=off"
 append+=" UPCALL_TEST_SECONDS=${SECONDS_PER_TEST:-600} UPCALL_TEST_SLOWNESS=${SLOWNESS:-16}"
-append+=" ${PROGRAMS:+PROGRAMS=$PROGRAMS} ${TESTS:+TESTS=$TESTS} AUTO_PROGRAMS=${AUTO_PROGRAMS:-backend,loop,submit}"
+append+="${TESTS:+ TESTS=$TESTS}"
 skipped=$(mktemp)
 trap '[ -z "$guest" ] || kill -KILL "$guest" 2>/dev/null; rm -f "$skipped"' EXIT
 trap 'exit 1' INT TERM HUP
@@ -325,9 +376,12 @@ for wanted; do
         continue
     fi
     flock -u 9
+    exec 8>"$cache/linux-$version/lock"
+    flock 8
     boot "$version"
-    logs+=("$cache/$version.log")
-    row=$(summary "$cache/$version.log" "$skipped.part") || status=1
+    exec 8>&-
+    logs+=("$cache/$version$part.log")
+    row=$(summary "$cache/$version$part.log" "$skipped.part" "$cache/linux-$version/todo") || status=1
     cat "$skipped.part" >>"$skipped" 2>/dev/null || true
     rm -f "$skipped.part"
     rows+=$row$'\n'
@@ -338,6 +392,6 @@ done
     skips "$skipped"
     echo
     operations "${logs[@]}"
-} | tee "$cache/results.md"
+} | tee "$cache/results$part.md"
 exit $status
 }

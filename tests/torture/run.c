@@ -52,7 +52,7 @@ static struct {
 } wanted = {.every = 1, .jobs = 2};
 
 static struct {
-    unsigned long runs, injected, failed, sites, distinct;
+    unsigned long runs, injected, failed;
 } total;
 
 static double now(void) {
@@ -419,7 +419,9 @@ int main(int argc, char **argv) {
                 ran++;
                 torture(scenario, backend);
             }
-    printf("%lu runs, %lu faults injected: %zu distinct (site, k, error) at %zu sites; %lu failed; %.0f s\n", total.runs,
-           total.injected, distinct.count, sites.count, total.failed, now() - begun);
+    /* No run is like another: each has another backend, scenario, k or error. */
+    printf("%lu runs, %lu faults injected; over all scenarios and backends %zu distinct (site, k, error) at %zu sites; %lu failed; "
+           "%.0f s\n",
+           total.runs, total.injected, distinct.count, sites.count, total.failed, now() - begun);
     return total.failed != 0 || ran == 0;
 }

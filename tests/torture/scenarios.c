@@ -1487,6 +1487,8 @@ static void orphaned(void) {
     void *fds;
     MUST(pthread_create(&thread, NULL, own_and_leave, loop) == 0);
     pthread_join(thread, &fds);
+    for (size_t i = 0; i < used; i++)
+        entries[i].asked = control->injected; /* where it could not become the owner, freeing cancels them */
     free_loop(loop);
     for (size_t i = 0; i < used; i++)
         if (entries[i].accepted)
