@@ -306,15 +306,21 @@ impl<D: Driver> Engine<D> {
         slot.rung = rung::IDLE;
     }
 
-    /// An operation found no buffer. Where the pool counts one that is not lent, waiting for a return would not wait: what the
-    /// kernel's set lacks, the other may have, and what a thread holds comes back in a while.
+    /// An operation found no buffer. Where the pool counts one that is not lent, waiting for a return would not wait. Most often
+    /// it has come back meanwhile, so the same way is tried again: at once, then with longer and longer pauses. What the
+    /// kernel's set still lacks then (6.1 miscounted), the other may have; asked sooner, the two would lend more than there are.
     fn on_shortage(&mut self, index: u32, native: bool) {
         let pool = self.core.side_of(index).and_then(|side| side.pool.as_ref());
-        let has_some = pool.is_some_and(|pool| pool.available() > 0 && !pool.has_returned());
-        match (has_some, native) {
-            (false, _) => self.pause_for_buffer(index),
-            (true, true) => self.driver.start_by_attempt(&mut self.core, index),
-            (true, false) => self.pause_by_clock(index),
+        if !pool.is_some_and(|pool| pool.available() > 0 && !pool.has_returned()) {
+            return self.pause_for_buffer(index);
+        }
+        match self.core.side(index).backoff_ns {
+            0 if native => {
+                self.core.side(index).backoff_ns = 1;
+                self.start_again(index);
+            }
+            BACKOFF_MAX_NS if native => self.driver.start_by_attempt(&mut self.core, index),
+            _ => self.pause_by_clock(index),
         }
     }
 
