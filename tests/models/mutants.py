@@ -147,10 +147,10 @@ def main():
         (copy / file).write_text(text)
         # Compiled quickly: what fails, fails soon.
         environment = dict(os.environ, RUST_BACKTRACE="0", PROPTEST_MAX_SHRINK_ITERS="0", CARGO_PROFILE_MODELS_OPT_LEVEL="0")
-        target = build / "property"
+        target = build / "mutants" / "property"
         if test != PROPERTY:
             environment["RUSTFLAGS"] = "--cfg loom"
-            target = build / "loom"
+            target = build / "mutants" / "loom"
         cargo = ["cargo", "test", "--quiet", "--locked", "--profile", "models", "--lib", "--target-dir", target]
         built = subprocess.run([*cargo, "--no-run"], cwd=copy, env=environment, capture_output=True, text=True)
         if built.returncode != 0:
