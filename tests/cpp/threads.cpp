@@ -89,23 +89,6 @@ TEST(groups_generators_and_scopes_are_stopped_from_another_thread) {
     CHECK(received == sent);
 }
 
-TEST(a_stop_from_another_thread_while_it_is_destroyed) {
-    upcall::loop loop;
-    upcall::buffers pool(loop, 2, 16);
-    auto [a, b] = socket_pair();
-    auto pieces = loop.recv(a, pool).multishot();
-    for (int round = 0; round < 300; ++round) {
-        late_stop stop(round);
-        upcall::scope scope(loop);
-        scope.spawn(upcall::with_stop_token(stop.token(), upcall::when_all(loop.sleep(1h), loop.sleep(1h), pieces.next())));
-        scope.spawn(upcall::with_stop_token(stop.token(), [](upcall::loop &l) -> task<> {
-            (void)co_await upcall::race(l.sleep(1h), [](upcall::loop &lp) -> task<> { co_await lp.sleep(1h); }(l));
-        }(loop)));
-        loop.poll(0ns);
-    }
-    CHECK(loop.stats().in_flight == 1);
-}
-
 TEST(posts_from_many_threads_run_once_and_in_order) {
     upcall::loop loop;
     constexpr int threads = 4, each = 500;
