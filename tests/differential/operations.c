@@ -173,14 +173,24 @@ static int directory_of(const live *l, const thing *t) {
     return l->op->variant / 16 % 4 == 0 ? t->fd : scratch_fd;
 }
 
+/* A link or a rename may have made it one. */
+static bool may_be_fifo(const char *path) {
+    return path != NULL && (strncmp(path, "fifo", 4) == 0 || strcmp(path, "new") == 0 || strcmp(path, "missing") == 0);
+}
+
+/* Neither waits for the other side, nor depends on when the program closes what it opened before. */
+static int as_for_fifo(int flags) {
+    return (flags & O_ACCMODE) == 3 ? flags : (flags & ~O_ACCMODE) | O_RDWR | O_NONBLOCK;
+}
+
 static upcall_op make_open(run *r, live *l, thing *t) {
     static const int some[] = {O_RDONLY, O_RDWR, O_WRONLY, O_RDONLY | O_DIRECTORY, O_PATH, O_RDWR | O_CREAT | O_EXCL,
                                O_RDWR | O_CREAT, O_RDONLY | O_NOFOLLOW, O_RDWR | O_TMPFILE, O_WRONLY | O_APPEND,
                                O_RDONLY | O_DIRECT, O_RDWR | O_TRUNC, 3};
     (void)r;
     int flags = some[l->op->variant / 64 % COUNT_OF(some)];
-    if (path_of(l) != NULL && path_of(l)[0] == 'f' && path_of(l)[1] == 'i')
-        flags |= O_NONBLOCK; /* else it waits for the other side */
+    if (may_be_fifo(path_of(l)))
+        flags = as_for_fifo(flags);
     return upcall_op_open(directory_of(l, t), path_of(l), flags, 0640);
 }
 
@@ -202,8 +212,8 @@ static upcall_op make_openat2(run *r, live *l, thing *t) {
     struct open_how *how = (struct open_how *)get_memory(r, 2 * sizeof *how, 16);
     memset(how, 0, 2 * sizeof *how);
     how->flags = flags[v / 64 % COUNT_OF(flags)];
-    if (path_of(l) != NULL && strcmp(path_of(l), "fifo0") == 0)
-        how->flags |= O_NONBLOCK;
+    if (may_be_fifo(path_of(l)))
+        how->flags = (how->flags & ~(uint64_t)UINT32_MAX) | (unsigned)as_for_fifo((int)how->flags);
     how->mode = how->flags & (O_CREAT | (O_TMPFILE & ~O_DIRECTORY)) || v / 1024 % 8 == 0 ? 0640 : 0;
     how->resolve = resolve[v / 8192 % COUNT_OF(resolve)];
     size_t size = sizeof *how;
