@@ -6,52 +6,45 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 .PHONY: demo test test-masks test-kernels test-models test-torture test-races test-denied test-valgrind
 .PHONY: fuzz soak bench bench-quick bench-steady clean
 
+# $(call build,<what setup.sh is to install>,<targets, all by default>)
+define build
+tools/setup.sh $(1)
+cmake -S . -B $(BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release
+cmake --build $(BUILD)$(if $(2), $(2))
+endef
+
 demo:
-	tools/setup.sh build
-	cmake -S . -B $(BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release
-	cmake --build $(BUILD) --target upcall_examples
+	$(call build,build,--target upcall_examples)
 	tools/demo.sh $(BUILD)
 
 test:
-	tools/setup.sh test
-	cmake -S . -B $(BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release
-	cmake --build $(BUILD)
+	$(call build,test)
 	ctest --test-dir $(BUILD) --output-on-failure --parallel 2
 
 # Every C test once per feature of the ring and per newer operation, hidden and refused: half an hour or more.
 test-masks:
-	tools/setup.sh test
-	cmake -S . -B $(BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release
-	cmake --build $(BUILD)
+	$(call build,test)
 	tests/masks.sh $(BUILD)
 
 # On other kernels, in virtual machines: an hour and more. KERNELS="6.1 newest" to choose.
 test-kernels:
-	tools/setup.sh build
-	cmake -S . -B $(BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release
-	cmake --build $(BUILD) --target upcall_cargo
+	$(call build,build,--target upcall_cargo)
 	tests/kernels/run.sh $(BUILD) $(KERNELS)
 
 # Every C test in every environment of tests/denied/denied.c: half an hour. ENVIRONMENTS="kill nproc-1" to choose; MACHINE=1
 # where no other program needs io_uring meanwhile: then also under kernel.io_uring_disabled, which is the whole machine's.
 test-denied:
-	tools/setup.sh test
-	cmake -S . -B $(BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release
-	cmake --build $(BUILD)
+	$(call build,test)
 	tests/denied/run.sh $(BUILD) $(ENVIRONMENTS)
 
 # Every C test under Valgrind's memcheck, on both backends: an hour or more. TESTS="op_file reader" to choose.
 test-valgrind:
-	tools/setup.sh valgrind
-	cmake -S . -B $(BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release
-	cmake --build $(BUILD)
+	$(call build,valgrind)
 	tests/sanitizers/valgrind.sh $(BUILD) $(TESTS)
 
 # Every call of the library to the C library fails in every way it can, in every scenario: half an hour or more.
 test-torture:
-	tools/setup.sh test
-	cmake -S . -B $(BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release
-	cmake --build $(BUILD) --target torture
+	$(call build,test,--target torture)
 	$(BUILD)/tests/torture --jobs 2
 
 # Every model of the protocols between threads, more random programs, and that each of them notices mutants of the code; then
@@ -75,33 +68,25 @@ fuzz:
 # Ten million races of cancel and completion for each kind of wait, and the other races for a minute each: some hours.
 RACES ?= 10000000
 test-races:
-	tools/setup.sh test
-	cmake -S . -B $(BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release
-	cmake --build $(BUILD)
+	$(call build,test)
 	tests/races/run.sh $(BUILD) $(RACES)
 
 # Everything at once, for an hour on each backend: SOAK_SECONDS=600 for ten minutes.
 SOAK_SECONDS ?= 3600
 soak:
-	tools/setup.sh test
-	cmake -S . -B $(BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release
-	cmake --build $(BUILD) --target soak
+	$(call build,test,--target soak)
 	$(BUILD)/tests/soak --backend io_uring --seconds $(SOAK_SECONDS)
 	$(BUILD)/tests/soak --backend epoll --seconds $(SOAK_SECONDS)
 
 # Every pair in turns, about twelve minutes on a machine that has nothing else to do; writes docs/bench and the tables of
 # docs/performance.md. ONLY="nop read" for some of it; bench-quick writes nothing and proves nothing about speed.
 bench bench-quick:
-	tools/setup.sh bench
-	cmake -S . -B $(BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release
-	cmake --build $(BUILD) --target upcall_bench
+	$(call build,bench,--target upcall_bench)
 	bench/run.py --build $(BUILD) --only "$(ONLY)" $(if $(findstring quick,$@),--quick,--out docs/bench)
 
 # Upcall alone: allocations and system calls in the steady state, an idle loop, the read-ahead reader.
 bench-steady:
-	tools/setup.sh bench
-	cmake -S . -B $(BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release
-	cmake --build $(BUILD) --target upcall_bench
+	$(call build,bench,--target upcall_bench)
 	UPCALL_BACKEND=io_uring $(BUILD)/bench/steady_bench
 	UPCALL_BACKEND=epoll $(BUILD)/bench/steady_bench
 	UPCALL_BACKEND=io_uring $(BUILD)/bench/reader_bench

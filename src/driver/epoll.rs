@@ -15,7 +15,6 @@ use super::attempts::{Attempts, Step, drop_result};
 use super::threads::Threads;
 use super::{Cancel, Driver, Outcome, Until};
 use crate::abi::{UPCALL_EMULATED, UPCALL_UNSUPPORTED};
-use crate::engine::buffers::Pool;
 use crate::engine::core::Core;
 use crate::engine::descriptors::KEPT;
 use crate::engine::shared::Shared;
@@ -330,16 +329,6 @@ impl Driver for Epoll {
     fn embed(&mut self, _: &mut Core) -> Result<i32, i32> {
         Ok(self.epoll)
     }
-
-    fn offer_pool(&mut self, _: &mut Core, _: &Arc<Pool>) {}
-
-    fn refill(&mut self, _: &Pool, _: u32) {}
-
-    fn forget_pool(&mut self, _: &Pool) {}
-
-    fn register_buffers(&mut self, _: &[libc::iovec]) {}
-
-    fn unregister_buffers(&mut self, _: &mut Core) {}
 
     fn supports(&self, kind: u32) -> i32 {
         if op::find(kind).is_some() { UPCALL_EMULATED } else { UPCALL_UNSUPPORTED }

@@ -150,7 +150,8 @@ pub(crate) trait Driver {
     fn is_drained(&mut self) -> bool {
         false
     }
-    /// The same as [`Driver::next`], if it is the success of a native operation whose end concerns few (see [`Slot::is_quick`]): slot, index and result. None: ask [`Driver::next`].
+    /// The same as [`Driver::next`], if it is the success of a native operation whose end concerns few (see
+    /// [`Slot::is_quick`]): slot, index and result. None: ask [`Driver::next`].
     #[inline(always)]
     fn next_quick<'a>(&mut self, _: &'a mut Core) -> Option<(&'a mut Slot, u32, i64)> {
         None
@@ -160,15 +161,15 @@ pub(crate) trait Driver {
     /// A descriptor that becomes readable when outcomes may be had. Owner thread, or no owner yet.
     fn embed(&mut self, core: &mut Core) -> Result<i32, i32>;
     /// Lets the kernel pick from this pool, if it can.
-    fn offer_pool(&mut self, core: &mut Core, pool: &Arc<Pool>);
+    fn offer_pool(&mut self, _: &mut Core, _: &Arc<Pool>) {}
     /// A buffer of the kernel's set came back.
-    fn refill(&mut self, pool: &Pool, number: u32);
+    fn refill(&mut self, _: &Pool, _: u32) {}
     /// Forgets a pool that nobody uses.
-    fn forget_pool(&mut self, pool: &Pool);
+    fn forget_pool(&mut self, _: &Pool) {}
     /// Pins memory for reads and writes of files, if it can. On the owner thread, or while there is none.
-    fn register_buffers(&mut self, parts: &[libc::iovec]);
+    fn register_buffers(&mut self, _: &[libc::iovec]) {}
     /// Unpins it.
-    fn unregister_buffers(&mut self, core: &mut Core);
+    fn unregister_buffers(&mut self, _: &mut Core) {}
     /// How a kind is done: an UPCALL_ constant.
     fn supports(&self, kind: u32) -> i32;
     /// Ends everything the kernel and the threads do for this loop, and waits for that. Afterwards nothing touches any
@@ -176,7 +177,6 @@ pub(crate) trait Driver {
     fn quiesce(&mut self, core: &mut Core);
     /// As [`Driver::quiesce`], for what does not need the owner thread: the threads.
     fn quiesce_threads(&mut self, core: &mut Core);
-
     /// The owner thread gives the loop up, detached, freed or exiting: nothing of it stays with the thread.
     fn leave_thread(&mut self) {}
     /// In a forked child: closes this process's copies of the descriptors and touches nothing else.

@@ -403,12 +403,7 @@ impl Driver for Kernel {
     fn embed(&mut self, _: &mut Core) -> Result<i32, i32> {
         Err(libc::ENOSYS)
     }
-    fn offer_pool(&mut self, _: &mut Core, _: &Arc<Pool>) {}
-    fn refill(&mut self, _: &Pool, _: u32) {}
-    fn forget_pool(&mut self, _: &Pool) {}
     fn look_again(&mut self, _: &mut Core, _: u32) {}
-    fn register_buffers(&mut self, _: &[libc::iovec]) {}
-    fn unregister_buffers(&mut self, _: &mut Core) {}
     fn supports(&self, _: u32) -> i32 {
         UPCALL_NATIVE
     }

@@ -504,14 +504,6 @@ impl<D: Driver> Engine<D> {
         self.touched();
     }
 
-    /// Takes in what other threads sent and gave back.
-    fn look_outside(&mut self) {
-        if self.core.shared.has_messages() {
-            self.take_in();
-        }
-        self.serve_pools();
-    }
-
     /// The buffer of a record that is dropped goes back to its pool.
     fn return_record(&mut self, event: &upcall_event) {
         if event.buffer.is_null() {

@@ -61,6 +61,17 @@ impl<D: Driver> Engine<D> {
         self.taking_in = false;
     }
 
+    /// Takes in what other threads sent and gave back.
+    #[inline(always)]
+    pub(super) fn look_outside(&mut self) {
+        if self.core.shared.has_messages() {
+            self.take_in();
+        }
+        if !self.pools.is_empty() {
+            self.serve_pools();
+        }
+    }
+
     /// The table's last slots may all lie in this thread's list: other threads get some.
     #[inline(always)]
     pub(super) fn share_slots(&mut self) {
@@ -129,12 +140,7 @@ impl<D: Driver> Engine<D> {
         if until != Until::Now {
             self.clock = 0;
         }
-        if self.core.shared.has_messages() {
-            self.take_in();
-        }
-        if !self.pools.is_empty() {
-            self.serve_pools();
-        }
+        self.look_outside();
         // Before the timers: a deadline does not take what was there in time.
         if self.signals.is_due() {
             self.take_signals();
