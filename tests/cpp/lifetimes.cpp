@@ -433,7 +433,7 @@ TEST(in_a_forked_child_everything_can_be_destroyed) {
     s->loop.poll(0ns);
     s->loop.poll(0ns);
     std::fflush(stdout);
-    const pid_t child = fork();
+    const pid_t child = fork_at_rest();
     if (child == 0) {
         scope.reset();
         CHECK_THROWS(ECHILD, s->loop.poll(0ns));
