@@ -1,0 +1,18 @@
+# Run by cpack on the packages it has made, for what its generator does not know: Multi-Arch (before CMake 3.31), that
+# `triggers` runs ldconfig, so that no maintainer script has to, and that folders are as policy has them, whatever the umask.
+foreach(package IN LISTS CPACK_PACKAGE_FILES)
+    if(package MATCHES "\\.deb$")
+        set(tree "${package}.tree")
+        file(REMOVE_RECURSE "${tree}")
+        execute_process(COMMAND dpkg-deb --raw-extract "${package}" "${tree}" COMMAND_ERROR_IS_FATAL ANY)
+        file(REMOVE "${tree}/DEBIAN/postinst" "${tree}/DEBIAN/postrm")
+        file(READ "${tree}/DEBIAN/control" control)
+        if(CPACK_UPCALL_MULTIARCH AND NOT control MATCHES "\nMulti-Arch:")
+            string(REPLACE "\nSection:" "\nMulti-Arch: same\nSection:" control "${control}")
+            file(WRITE "${tree}/DEBIAN/control" "${control}")
+        endif()
+        execute_process(COMMAND find "${tree}" -type d -exec chmod 755 "{}" + COMMAND_ERROR_IS_FATAL ANY)
+        execute_process(COMMAND dpkg-deb --root-owner-group --build "${tree}" "${package}" COMMAND_ERROR_IS_FATAL ANY)
+        file(REMOVE_RECURSE "${tree}")
+    endif()
+endforeach()
