@@ -26,7 +26,7 @@ sed 's/^/--undefined=/' "$work/public" >"$work/roots"
 
 # Bitcode of another LLVM's version would end nm, ar and ld, where these have an LLVM plugin.
 set -- --remove-section=.llvmbc --remove-section=.llvmcmd
-[ "$debug" = debug ] || set -- "$@" --strip-debug
+[ "$debug" = debug ] || set -- "$@" --strip-debug --remove-section=.comment
 [ ! -s "$work/leftovers" ] || set -- "$@" "--strip-symbols=$work/leftovers" # an empty list is an error to objcopy
 "$OBJCOPY" "--keep-global-symbols=$work/public" "$@" "$work/upcall.o"
 (cd "$work" && "$AR" rcs out.a upcall.o)

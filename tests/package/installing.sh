@@ -12,7 +12,8 @@ fail() {
 for tool in ninja pkg-config dpkg-shlibdeps file; do
     command -v "$tool" >/dev/null || { echo "$tool is not installed"; exit 77; }
 done
-cmake --help-manual cmake-presets 2>/dev/null | grep -q 'Workflow Preset' || { echo "cmake is older than 3.25"; exit 77; }
+printf '3.25\n%s\n' "$(cmake --version | sed -n 's/^cmake version //p')" | sort --check --version-sort ||
+    { echo "cmake is older than 3.25"; exit 77; }
 
 # As on a machine that has no Upcall yet.
 find /usr/local "$HOME/.local" -name '*upcall*' -prune -exec rm -r {} + 2>/dev/null || :
