@@ -45,7 +45,7 @@ for block in "$blocks"/*; do
     cd "$source"
     case $block in
     *.sources.sh)
-        bash -eu "$block"
+        bash -eu "$block" < <(yes) # apt-get asks before it removes
         ;;
     *.project.c)
         cp "$block" "$project/hello.c"
