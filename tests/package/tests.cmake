@@ -3,6 +3,8 @@ set(package ${CMAKE_CURRENT_LIST_DIR})
 set(packages ${CMAKE_CURRENT_BINARY_DIR}/deb)
 set(throwaway sh ${package}/throwaway.sh ${PROJECT_SOURCE_DIR} bash)
 if(NOT UPCALL_RUST_TARGET AND NOT CMAKE_BUILD_TYPE STREQUAL "Debug") # cargo has not built the library of a release there
+    add_package_test(paths sh ${package}/paths.sh ${PROJECT_SOURCE_DIR} ${cargo_home} ${sysroot}
+        ${upcall_SHARED_LIBRARY} ${upcall_STATIC_LIBRARY})
     add_package_test(deb.build sh ${package}/deb_build.sh ${PROJECT_SOURCE_DIR} ${packages} ${UPCALL_CARGO_TARGET_DIR})
     add_package_test(deb.contents bash ${package}/deb_contents.sh ${packages} ${PROJECT_VERSION} ${UPCALL_SOVERSION}
         ${CMAKE_LIBRARY_ARCHITECTURE} ${CMAKE_CURRENT_SOURCE_DIR}/symbols.txt)
