@@ -1,7 +1,7 @@
 # Run by cpack on the packages it has made, for what its generator does not know: Multi-Arch (before CMake 3.31), that
 # `triggers` runs ldconfig, so that no maintainer script has to, and that folders are as policy has them, whatever the umask.
 foreach(package IN LISTS CPACK_PACKAGE_FILES)
-    if(package MATCHES "\\.deb$")
+    if(package MATCHES "\\.d?deb$")
         set(tree "${package}.tree")
         file(REMOVE_RECURSE "${tree}")
         execute_process(COMMAND dpkg-deb --raw-extract "${package}" "${tree}" COMMAND_ERROR_IS_FATAL ANY)
