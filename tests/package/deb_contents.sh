@@ -82,7 +82,6 @@ same "control files of the library" <<EOS
 644 symbols
 644 triggers
 EOS
-(cd "$work/runtime" && md5sum --quiet --check DEBIAN/md5sums) || fail "md5sums"
 echo "libupcall $soversion libupcall$soversion (>= ${version%.*}.0)" | diff -u - "$work/runtime/DEBIAN/shlibs" || failed=1
 # Debian's own tool finds the same functions in the library.
 (cd "$work" && mkdir debian && printf 'Source: upcall\n\nPackage: libupcall%s\nArchitecture: any\n' "$soversion" >debian/control &&
@@ -94,4 +93,10 @@ library=$work/runtime/${lib#./}/libupcall.so.$version
 readelf --dynamic "$library" | grep -E 'R(UN)?PATH' && fail "it has a path to search"
 readelf --sections --wide "$library" | grep -E '\.(debug_|symtab)' && fail "it is not stripped"
 dpkg-deb --contents "$debug" | grep -q '/usr/lib/debug/\.build-id/../.*\.debug$' || fail "no debug symbols beside it"
+for package in "$runtime" "$dev" "$debug"; do
+    rm -rf "$work/package"
+    dpkg-deb --raw-extract "$package" "$work/package"
+    (cd "$work/package" && md5sum --quiet --check DEBIAN/md5sums) || fail "md5sums of $package"
+    grep -v '^[0-9a-f]*  usr/' "$work/package/DEBIAN/md5sums" && fail "md5sums of $package name other places"
+done
 exit $failed
