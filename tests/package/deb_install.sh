@@ -1,6 +1,7 @@
 #!/bin/bash
 # What a user of the Debian packages does; run by throwaway.sh: deb_install.sh PACKAGES TESTS VERSION SOVERSION
 set -eu
+[ -n "${THROWAWAY-}" ] || { echo "it removes and installs things: run it by throwaway.sh"; exit 2; }
 packages=$1 tests=$2 version=$3 soversion=$4
 ls "$packages"/*.deb >/dev/null 2>&1 || { echo "there are no packages"; exit 77; }
 library=libupcall$soversion

@@ -4,6 +4,7 @@
 # Commands of "Use" are run in the folder of hello.c, all others in the sources. CMake's lines are the end of a CMakeLists.txt.
 # What cargo has built is not built again.
 set -eu -o pipefail
+[ -n "${THROWAWAY-}" ] || { echo "it removes and installs things: run it by throwaway.sh"; exit 2; }
 source=$1 cargo_target=$2 version=$3
 fail() {
     echo "FAILED: $*"

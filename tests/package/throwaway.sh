@@ -44,4 +44,5 @@ for place in /usr /var /tmp "$HOME" "${CARGO_HOME:-$HOME}" "${RUSTUP_HOME:-$HOME
 done
 mount --rbind /dev "$root/dev"
 mount -t proc proc "$root/proc"
+export THROWAWAY=yes # for commands that must not run elsewhere
 exec chroot "$root" sh -c 'cd "$1" && shift && exec "$@"' sh "$directory" "$@"
