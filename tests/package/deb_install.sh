@@ -19,8 +19,8 @@ ldconfig
 
 echo "==== the development files want their library"
 if dpkg --install "$dev" 2>&1; then fail "they were installed without it"; fi
-dpkg --install "$runtime" "$dev"
-dpkg --verify "$library" libupcall-dev | grep . && fail "files differ from the packages'"
+dpkg --install "$runtime" "$dev" "$packages/$library-dbgsym_"*.ddeb
+dpkg --verify "$library" libupcall-dev "$library-dbgsym" | grep . && fail "files differ from the packages'"
 known || fail "the loader does not know the library"
 
 echo "==== as on any machine: no path, no option"
@@ -57,6 +57,7 @@ echo "$depends"
 case $depends in *"$library (>= ${version%.*}.0)"*) ;; *) fail "it does not" ;; esac
 
 echo "==== removal"
+dpkg --purge "$library-dbgsym"
 if dpkg --remove "$library" 2>&1; then fail "the library was removed from under its development files"; fi
 dpkg --purge libupcall-dev "$library"
 known && fail "the loader still knows the library"
