@@ -1,6 +1,6 @@
 # Run by cpack on the packages it has made, for what its generator does not know: Multi-Arch (before CMake 3.31), that
-# `triggers` runs ldconfig, so that no maintainer script has to, that folders are as policy has them, whatever the umask, and
-# that the checksums of debug symbols are of files in the package, not in the build.
+# `triggers` runs ldconfig, so that no maintainer script has to, the modes of folders and control files, whatever the
+# umask, and that the checksums of debug symbols are of files in the package, not in the build.
 foreach(package IN LISTS CPACK_PACKAGE_FILES)
     if(package MATCHES "\\.d?deb$")
         set(tree "${package}.tree")
@@ -16,6 +16,7 @@ foreach(package IN LISTS CPACK_PACKAGE_FILES)
         string(REGEX REPLACE "  /[^\n]*/usr/lib/debug/" "  usr/lib/debug/" checksums "${checksums}")
         file(WRITE "${tree}/DEBIAN/md5sums" "${checksums}")
         execute_process(COMMAND find "${tree}" -type d -exec chmod 755 "{}" + COMMAND_ERROR_IS_FATAL ANY)
+        execute_process(COMMAND find "${tree}/DEBIAN" -type f -exec chmod 644 "{}" + COMMAND_ERROR_IS_FATAL ANY)
         execute_process(COMMAND dpkg-deb --root-owner-group --build "${tree}" "${package}" COMMAND_ERROR_IS_FATAL ANY)
         file(REMOVE_RECURSE "${tree}")
     endif()
