@@ -1,0 +1,23 @@
+# ---- manual.<what>: the site without a warning, the manual pages, and the code on each page, run as a reader would.
+set(manual ${CMAKE_CURRENT_LIST_DIR})
+function(add_manual_test name)
+    add_test(NAME manual.${name} COMMAND ${ARGN})
+    set_tests_properties(manual.${name} PROPERTIES LABELS "manual;package" TIMEOUT 300 SKIP_RETURN_CODE 77)
+endfunction()
+
+add_manual_test(site bash ${manual}/site.sh ${UPCALL_MANUAL_DIR}/Doxyfile)
+add_manual_test(undocumented bash ${manual}/undocumented.sh ${UPCALL_MANUAL_DIR}/Doxyfile ${PROJECT_SOURCE_DIR})
+add_manual_test(man bash ${manual}/man.sh ${PROJECT_SOURCE_DIR} ${installed}/${CMAKE_INSTALL_MANDIR})
+
+find_program(UPCALL_PYTHON python3)
+file(GLOB pages CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/docs/manual/*.md)
+foreach(page IN LISTS pages)
+    cmake_path(GET page STEM name)
+    if(UPCALL_PYTHON)
+        add_manual_test(page.${name} ${UPCALL_PYTHON} ${manual}/blocks.py ${page} --prefix ${installed})
+    else()
+        add_manual_test(page.${name} sh -c "echo 'python3 is not installed' && exit 77")
+    endif()
+    set_tests_properties(manual.page.${name} PROPERTIES FIXTURES_REQUIRED installed)
+endforeach()
+set_tests_properties(manual.man PROPERTIES FIXTURES_REQUIRED installed)
