@@ -1,7 +1,6 @@
-# The manual. The target `upcall_manual` makes the site, build/<...>/manual/html, where Doxygen and Graphviz are installed; the
-# manual pages are in docs/man and only have to be installed.
+# The manual. The target `upcall_manual` makes the site, manual/html in the build directory, where Doxygen is installed; the manual
+# pages are in docs/man and only have to be installed.
 find_program(UPCALL_DOXYGEN doxygen)
-find_program(UPCALL_DOT dot)
 find_file(UPCALL_DOXYGEN_STYLE doxygen-awesome.css PATHS /usr/share /usr/local/share PATH_SUFFIXES doxygen-awesome-css)
 
 set(UPCALL_MANUAL_DIR "${PROJECT_BINARY_DIR}/manual")
@@ -14,7 +13,7 @@ if(IS_DIRECTORY "${PROJECT_SOURCE_DIR}/docs/bench")
     set(UPCALL_MANUAL_PICTURES "\"${PROJECT_SOURCE_DIR}/docs/bench\"")
 endif()
 configure_file(docs/manual/Doxyfile.in manual/Doxyfile @ONLY)
-if(UPCALL_DOXYGEN AND UPCALL_DOT)
+if(UPCALL_DOXYGEN)
     add_custom_target(upcall_manual
         COMMAND ${CMAKE_COMMAND} -E rm -rf "${UPCALL_MANUAL_DIR}/html"
         COMMAND ${UPCALL_DOXYGEN} "${UPCALL_MANUAL_DIR}/Doxyfile"

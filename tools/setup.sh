@@ -22,7 +22,7 @@ test)
     welcome=(python3 doxygen dot doxygen-awesome.css mandoc man groff uv.h liburing.h asio.hpp)
     ;;
 manual)
-    tools=(make cmake ninja cc libc ld doxygen dot)
+    tools=(make cmake ninja cc libc ld doxygen)
     welcome=(doxygen-awesome.css)
     ;;
 bench)

@@ -55,7 +55,10 @@ function symbol(line) {
     return substr(line, 1, RLENGTH)
 }
 
+# Its first paragraph is what the lists show.
 function flush(group,   i) {
+    if (held > 1 && hold[1] ~ /^\/\*\*$/ && hold[2] !~ /@/)
+        sub(/^ \* /, " * @brief ", hold[2])
     for (i = 1; i <= held; i++) {
         if (i == held && group != "")
             sub(/ *\*\/$/, (i == 1 ? "" : " *") " @ingroup api_" group " */", hold[i])
@@ -79,7 +82,7 @@ is_header && /^ +class iterator \{/ { in_iterator = 1 }
 is_header && /^ +\};/ { in_iterator = 0 }
 
 is_header && !is_documented && /^ +[A-Za-z]/ &&
-    (/ (value_type|difference_type|promise_type) = / || / needs_token = / || /operator=\([a-z_]+ &&/ || /[a-z]\([a-z_]+ &&(other)?\)/ ||
+    (/= delete;/ || / (value_type|difference_type|promise_type) = / || / needs_token = / || /operator=\([a-z_]+ &&/ || /[a-z]\([a-z_]+ &&(other)?\)/ ||
      / (start|cancel|failed|finish|finish_result|make|was_cancelled)\(/ || /^ +explicit (next_value|multishot_end|scope_end|with_result)\(/ ||
      in_iterator && /^        (explicit |bool |const |using |iterator)/) {
     sub(/[A-Za-z]/, "/** @private */ &")
@@ -121,6 +124,18 @@ in_code {
     next
 }
 
+# The index's headings are no branches of the tree.
+/^## / && is_index {
+    print "<h2>" substr($0, 4) "</h2>"
+    next
+}
+
+# Doxygen itself would close the division at each block of code.
+/^<\/?div/ {
+    print "@htmlonly[block]" $0 "@endhtmlonly"
+    next
+}
+
 # Doxygen makes the list of contents.
 /^- \[[^]]*\]\(#[^)]*\)$/ {
     print ""
@@ -134,12 +149,12 @@ in_code {
 }
 
 wants_contents && /^$/ {
-    print "\n[TOC]\n"
+    print stem ~ /^from_/ ? "" : "\n[TOC]\n" # programs beside each other need the room
     wants_contents = 0
     next
 }
 
-/^##+ / {
+/^##+ / && !is_index {
     title = $0
     sub(/^#+ /, "", title)
     print $0 " {#" stem "-" slug(title) "}"

@@ -232,6 +232,7 @@ fn page(family: &Family, all: &[Family], items: &BTreeMap<String, Item>, version
     names.retain(|name| *name != own);
     names.insert(0, &own);
     let title = family.title[..1].to_lowercase() + &family.title[1..];
+    let title = if family.name.starts_with("op_") { format!("operations: {title}") } else { title };
     let _ = writeln!(page, ".SH NAME\n{} \\- {title}", names.join(", "));
 
     page += ".SH SYNOPSIS\n.nf\n\\fB#include <upcall.h>\\fR\n.PP\n";

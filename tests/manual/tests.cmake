@@ -7,6 +7,7 @@ endfunction()
 
 add_manual_test(site bash ${manual}/site.sh ${UPCALL_MANUAL_DIR}/Doxyfile)
 add_manual_test(undocumented bash ${manual}/undocumented.sh ${UPCALL_MANUAL_DIR}/Doxyfile ${PROJECT_SOURCE_DIR})
+add_manual_test(pictures bash ${manual}/pictures.sh ${PROJECT_SOURCE_DIR})
 add_manual_test(man bash ${manual}/man.sh ${PROJECT_SOURCE_DIR} ${installed}/${CMAKE_INSTALL_MANDIR})
 
 find_program(UPCALL_PYTHON python3)
