@@ -4,7 +4,7 @@
 #
 # upcall.h, upcall.hpp   each symbol enters the group of its family; "Since 0.1." becomes a section; <dirent.h> is no HTML
 # families.txt           the groups
-# *.md                   headings have the names that links use on the web; links to pages become references
+# *.md                   headings get the names that links use on the web; links to pages become references
 
 BEGIN {
     while ((getline line < families) > 0)
@@ -34,7 +34,12 @@ FNR == 1 {
 
 !is_header && !is_page {
     split($0, field, "|")
-    print /^#/ ? "" : "/** @defgroup api_" field[1] " " field[2] " */"
+    count = split(field[3], names, " ")
+    list = field[1] ~ /^op_/ ? "Operations:" : "Symbols:"
+    for (i = 1; i <= count; i++)
+        if (names[i] ~ /^[a-z]/)
+            list = list (list ~ /:$/ ? " " : ", ") names[i]
+    print /^#/ ? "" : "/** @defgroup api_" field[1] " " field[2] "\n * @brief " list " */"
     next
 }
 
@@ -87,6 +92,10 @@ is_header && !is_documented && /^ +[A-Za-z]/ &&
      in_iterator && /^        (explicit |bool |const |using |iterator)/) {
     sub(/[A-Za-z]/, "/** @private */ &")
 }
+
+# A field's first paragraph is what the lists show.
+is_header && before ~ /^ +\/\*\*$/ && !/@/ { sub(/\* /, "* @brief ") }
+is_header { before = $0 }
 
 is_header { is_documented = /\*\/$/ }
 
@@ -149,7 +158,7 @@ in_code {
 }
 
 wants_contents && /^$/ {
-    print stem ~ /^from_/ ? "" : "\n[TOC]\n" # programs beside each other need the room
+    print stem ~ /^(from_|features)/ ? "" : "\n[TOC]\n" # what stands side by side needs the room
     wants_contents = 0
     next
 }

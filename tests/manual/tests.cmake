@@ -11,7 +11,7 @@ add_manual_test(pictures bash ${manual}/pictures.sh ${PROJECT_SOURCE_DIR})
 add_manual_test(man bash ${manual}/man.sh ${PROJECT_SOURCE_DIR} ${installed}/${CMAKE_INSTALL_MANDIR})
 
 find_program(UPCALL_PYTHON python3)
-file(GLOB pages CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/docs/manual/*.md)
+file(GLOB pages CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/docs/README.md ${PROJECT_SOURCE_DIR}/docs/manual/*.md)
 foreach(page IN LISTS pages)
     cmake_path(GET page STEM name)
     if(UPCALL_PYTHON)
