@@ -17,7 +17,9 @@ fn families(table: &str) -> Vec<Family> {
         .lines()
         .filter(|line| !line.starts_with('#'))
         .map(|line| {
-            let [name, title, symbols] = line.split('|').collect::<Vec<_>>()[..] else { panic!("families.txt: {line}") };
+            let [name, title, symbols] = line.split('|').collect::<Vec<_>>()[..] else {
+                panic!("families.txt: {line}")
+            };
             let symbols = symbols.split(' ');
             Family { name: name.into(), title: title.into(), symbols: symbols.flat_map(full_names).collect() }
         })
@@ -51,20 +53,20 @@ fn items(header: &str) -> BTreeMap<String, Item> {
             }
             continue;
         }
-        let is_symbol = line.starts_with("#define UPCALL_") && line != "#define UPCALL_H"
-            || line.starts_with("#define upcall_")
-            || line.starts_with("typedef ")
-            || line.contains("upcall_") && line.contains('(') && !line.starts_with([' ', '#', '*', '_', 's'].as_slice())
-            || line.starts_with("struct upcall_") && line.contains('(')
-            || line.starts_with("const struct upcall_") && line.contains('(');
-        if !is_symbol {
+        let is_define = line.to_lowercase().starts_with("#define upcall_") && line != "#define UPCALL_H";
+        let is_function = line.contains(" upcall_") || line.contains("*upcall_");
+        let is_function = is_function && line.contains('(') && line.starts_with(|c: char| c.is_ascii_lowercase());
+        if !(is_define || is_function || line.starts_with("typedef ")) {
             if !line.is_empty() && !line.starts_with("#include") {
                 comment.clear(); // the file's own
             }
             continue;
         }
         let mut code = line.to_owned();
-        while !code.starts_with('#') && !(code.ends_with(';') && code.matches('{').count() == code.matches('}').count()) {
+        let is_whole = |code: &str| {
+            code.starts_with('#') || code.ends_with(';') && code.matches('{').count() == code.matches('}').count()
+        };
+        while !is_whole(&code) {
             code += "\n";
             code += lines.next().expect("the declaration ends");
         }
@@ -111,7 +113,9 @@ fn text(words: &str) -> String {
         }
         let mut rest = part.as_str();
         while let Some(at) = ["upcall_", "UPCALL_"].iter().filter_map(|name| rest.find(name)).min() {
-            let length = rest[at..].find(|c: char| !c.is_ascii_alphanumeric() && c != '_' && c != '.').unwrap_or(rest.len() - at);
+            let length = rest[at..]
+                .find(|c: char| !c.is_ascii_alphanumeric() && c != '_' && c != '.')
+                .unwrap_or(rest.len() - at);
             let name = rest[at..at + length].trim_end_matches('.');
             out += &rest[..at];
             let _ = write!(out, "\\fB{name}\\fP");
@@ -123,7 +127,7 @@ fn text(words: &str) -> String {
         }
         out += &emphasis(rest);
     }
-    let out = out.replace("\\-\\-", "\\-\\-").replace('…', "...");
+    let out = out.replace('…', "...");
     if out.starts_with(['.', '\'']) { format!("\\&{out}") } else { out }
 }
 
@@ -145,7 +149,11 @@ fn emphasis(words: &str) -> String {
 /// A comment's paragraphs.
 fn paragraphs(comment: &[String]) -> Vec<String> {
     let joined = comment.join("\n").replace("@brief ", "").replace("@return ", "\n\nReturns ");
-    joined.split("\n\n").map(|part| part.split_whitespace().collect::<Vec<_>>().join(" ")).filter(|part| !part.is_empty()).collect()
+    joined
+        .split("\n\n")
+        .map(|part| part.split_whitespace().collect::<Vec<_>>().join(" "))
+        .filter(|part| !part.is_empty())
+        .collect()
 }
 
 fn write_paragraphs(page: &mut String, comment: &[String], first: &str, between: &str) {
@@ -189,7 +197,7 @@ fn italic_names(line: &str) -> String {
     while let Some(end) = rest.find([',', ')']) {
         let start = rest[..end].rfind(|c: char| !c.is_ascii_alphanumeric() && c != '_').map_or(0, |at| at + 1);
         let name = &rest[start..end];
-        if name.is_empty() || name == "void" || rest[..start].ends_with('(') {
+        if name.is_empty() || name == "void" {
             out += &rest[..=end];
         } else {
             let _ = write!(out, "{}\\fI{name}\\fB{}", &rest[..start], &rest[end..=end]);
@@ -221,11 +229,13 @@ fn page(family: &Family, all: &[Family], items: &BTreeMap<String, Item>, version
     let upper = family.name.to_uppercase();
     let _ = writeln!(page, ".\\\" Made of include/upcall.h: UPCALL_BLESS=1 cargo test --test header");
     let _ = writeln!(page, ".TH UPCALL_{upper} 3 {DATE} \"Upcall {version}\" \"Upcall\"");
-    let of = |name: &String| items.get(name).unwrap_or_else(|| panic!("families.txt names {name}, which upcall.h has not"));
-    let is_function = |name: &str| !items[name].code.starts_with("typedef") && !items[name].code.starts_with("#define UPCALL");
-    let functions: Vec<&String> = family.symbols.iter().filter(|name| { of(name); is_function(name) }).collect();
-    let is_op = |name: &str| name.starts_with("UPCALL_OP_");
-    let others: Vec<&String> = family.symbols.iter().filter(|name| !is_function(name) && !is_op(name)).collect();
+    for name in &family.symbols {
+        assert!(items.contains_key(name), "families.txt names {name}, which upcall.h has not");
+    }
+    let is_type = |name: &String| items[name].code.starts_with("typedef");
+    let (functions, others): (Vec<&String>, Vec<&String>) =
+        family.symbols.iter().partition(|name| name.starts_with("upcall_") && !is_type(name));
+    let others: Vec<&String> = others.into_iter().filter(|name| !name.starts_with("UPCALL_OP_")).collect();
 
     let mut names: Vec<&str> = functions.iter().map(|name| name.as_str()).collect();
     let own = format!("upcall_{}", family.name);
@@ -240,7 +250,7 @@ fn page(family: &Family, all: &[Family], items: &BTreeMap<String, Item>, version
         let code = &items[*name].code;
         if let Some(line) = code.strip_prefix("#define ") {
             let call = line.split_inclusive(')').next().expect("a macro");
-            let _ = writeln!(page, "\\fB{};\\fR", italic_names(&call.replace(", ", ", ").replace('(', "( ")).replace("( ", "("));
+            let _ = writeln!(page, "\\fB{};\\fR", italic_names(call));
         } else {
             page += &prototype(code);
         }
@@ -260,8 +270,8 @@ fn page(family: &Family, all: &[Family], items: &BTreeMap<String, Item>, version
         page += ".SH TYPES AND CONSTANTS\n";
         for name in others {
             let item = &items[name];
-            let value = item.code.strip_prefix("#define ").and_then(|rest| rest.split_once(' ')).map(|(_, value)| value);
-            let value = value.filter(|value| value.parse::<i64>().is_ok()).map_or(String::new(), |value| format!(" ({})", text(value)));
+            let value = item.code.rsplit(' ').next().filter(|value| value.parse::<i64>().is_ok());
+            let value = value.map_or(String::new(), |value| format!(" ({})", text(value)));
             let _ = writeln!(page, ".TP\n\\fB{name}\\fR{value}");
             write_paragraphs(&mut page, &item.comment, "", ".IP\n");
             if item.code.starts_with("typedef struct") && item.code.contains('{') {
@@ -271,8 +281,11 @@ fn page(family: &Family, all: &[Family], items: &BTreeMap<String, Item>, version
             }
         }
     }
-    let others: Vec<String> =
-        all.iter().filter(|other| other.name != family.name).map(|other| format!(".BR upcall_{} (3)", other.name)).collect();
+    let others: Vec<String> = all
+        .iter()
+        .filter(|other| other.name != family.name)
+        .map(|other| format!(".BR upcall_{} (3)", other.name))
+        .collect();
     let _ = writeln!(page, ".SH SEE ALSO\n.BR upcall (7),\n{}", others.join(",\n"));
     page
 }
@@ -287,5 +300,8 @@ pub fn pages(header: &str, table: &str) -> Vec<(String, String)> {
         assert!(count == 1, "{name} is in {count} families: docs/manual/families.txt has to name it once");
     }
     let version = env!("CARGO_PKG_VERSION");
-    families.iter().map(|family| (format!("upcall_{}.3", family.name), page(family, &families, &items, version))).collect()
+    families
+        .iter()
+        .map(|family| (format!("upcall_{}.3", family.name), page(family, &families, &items, version)))
+        .collect()
 }
