@@ -19,7 +19,7 @@ case ${1-} in
 build) tools=(make cmake ninja cc libc ld) ;;
 test)
     tools=(make cmake ninja cc libc ld c++ clang fuzzer pkg-config)
-    welcome=(python3 doxygen dot doxygen-awesome.css mandoc man groff uv.h liburing.h asio.hpp)
+    welcome=(python3 doxygen dot doxygen-awesome.css chromium mandoc man groff uv.h liburing.h asio.hpp)
     ;;
 manual)
     tools=(make cmake ninja cc libc ld doxygen)
