@@ -99,14 +99,16 @@ class Page:
             if not shutil.which(compiler):
                 print(f"    {compiler} is not installed")
                 continue
-            found = self.run([compiler, f"-std={standard}", *STRICT, *flags, "-c", source, "-o", "/dev/null"])
+            found = self.run([compiler, f"-std={standard}", *STRICT, *flags, "-fsyntax-only", source])
             if found.returncode != 0:
                 raise Failure(f"{source} is not compiled by {compiler}:\n{found.stdout}")
             print(f"    {source}: {compiler}")
 
-    def console(self, text, backend):
+    def console(self, text, backend, is_built):
         for session in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]:
             command, _, wanted = session.partition("\n")
+            if is_built and re.match("cc |g\\+\\+ |cmake ", command):
+                continue
             found = self.run(["bash", "-c", command], UPCALL_BACKEND=backend)
             pattern = "".join("(?s:.*?)" if line == "...\n" else re.escape(line) for line in wanted.splitlines(True))
             if not re.fullmatch(pattern, found.stdout):
@@ -140,7 +142,7 @@ class Page:
             self.compile(f"functions.{suffix}", standard, compilers)
         for backend in backends if consoles else []:
             for text in consoles:
-                self.console(text, backend)
+                self.console(text, backend, is_built=backend != backends[0])
 
 
 PROBE = """#include <upcall.h>
