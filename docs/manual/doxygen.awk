@@ -170,6 +170,19 @@ wants_contents && /^$/ {
     next
 }
 
+# A link may go over the end of a line.
+{
+    if (begun != "") {
+        sub(/^ +/, "")
+        $0 = begun " " $0
+        begun = ""
+    }
+    if ($0 !~ /^\|/ && /\[[^]]*$/) {
+        begun = $0
+        next
+    }
+}
+
 {
     # [text](page.md), [text](page.md#part), [text](#part); in the index a page becomes a branch of the tree.
     while (match($0, /\[[^]]*\]\(([a-z_.\/]*\.md)?(#[a-z0-9_-]+)?\)/)) {
@@ -195,6 +208,9 @@ wants_contents && /^$/ {
             new = "@ref " page part " \"" text "\""
         $0 = substr($0, 1, RSTART - 1) new substr($0, RSTART + RLENGTH)
     }
+    # Doxygen knows bold code only as HTML.
+    while (match($0, /\*\*[^*]*`[^*]*\*\*/))
+        $0 = substr($0, 1, RSTART - 1) "<b>" substr($0, RSTART + 2, RLENGTH - 4) "</b>" substr($0, RSTART + RLENGTH)
     # Pictures are found by their names.
     gsub(/\]\(bench\//, "](")
     print

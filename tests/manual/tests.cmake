@@ -5,7 +5,7 @@ function(add_manual_test name)
     set_tests_properties(manual.${name} PROPERTIES LABELS "manual;package" TIMEOUT 300 SKIP_RETURN_CODE 77)
 endfunction()
 
-add_manual_test(site bash ${manual}/site.sh ${UPCALL_MANUAL_DIR}/Doxyfile)
+add_manual_test(site bash ${manual}/site.sh ${UPCALL_MANUAL_DIR}/Doxyfile ${PROJECT_SOURCE_DIR}/docs)
 add_manual_test(undocumented bash ${manual}/undocumented.sh ${UPCALL_MANUAL_DIR}/Doxyfile ${PROJECT_SOURCE_DIR})
 add_manual_test(pictures bash ${manual}/pictures.sh ${PROJECT_SOURCE_DIR})
 add_manual_test(man bash ${manual}/man.sh ${PROJECT_SOURCE_DIR} ${installed}/${CMAKE_INSTALL_MANDIR})
