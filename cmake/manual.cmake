@@ -13,7 +13,7 @@ if(IS_DIRECTORY "${PROJECT_SOURCE_DIR}/docs/bench")
     set(UPCALL_MANUAL_PICTURES "\"${PROJECT_SOURCE_DIR}/docs/bench\"")
 endif()
 configure_file(docs/manual/Doxyfile.in manual/Doxyfile @ONLY)
-if(UPCALL_DOXYGEN)
+if(UPCALL_DOXYGEN AND PROJECT_IS_TOP_LEVEL)
     add_custom_target(upcall_manual
         COMMAND ${CMAKE_COMMAND} -E rm -rf "${UPCALL_MANUAL_DIR}/html"
         COMMAND ${UPCALL_DOXYGEN} "${UPCALL_MANUAL_DIR}/Doxyfile"
