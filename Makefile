@@ -4,7 +4,7 @@ BUILD ?= build/release
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
 .PHONY: demo test test-masks test-kernels test-models test-torture test-races test-denied test-valgrind
-.PHONY: fuzz soak bench bench-quick bench-steady clean
+.PHONY: fuzz soak bench bench-quick bench-steady manual docs clean
 
 # $(call build,<what setup.sh is to install>,<targets, all by default>)
 define build
@@ -91,6 +91,11 @@ bench-steady:
 	UPCALL_BACKEND=epoll $(BUILD)/bench/steady_bench
 	UPCALL_BACKEND=io_uring $(BUILD)/bench/reader_bench
 	UPCALL_BACKEND=epoll $(BUILD)/bench/reader_bench
+
+# The manual as a site.
+manual docs:
+	$(call build,manual,--target upcall_manual)
+	@echo "see $(BUILD)/manual/html/index.html"
 
 clean:
 	rm -rf build target

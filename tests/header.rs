@@ -1,5 +1,8 @@
 //! `include/upcall.h` equals what cbindgen makes of the sources. `UPCALL_BLESS=1 cargo test --test header` rewrites it, and
-//! the list of exported symbols with it.
+//! the list of exported symbols and the manual pages with it.
+
+#[path = "manual/man.rs"]
+mod man;
 
 use std::{collections::BTreeSet, env, fs, path::Path};
 
@@ -62,4 +65,12 @@ fn the_symbol_list_equals_the_headers_functions() {
     assert!(names.contains("upcall_submit") && names.contains("upcall_op_read"));
     let list: String = names.iter().flat_map(|name| [*name, "\n"]).collect();
     compare("tests/symbols.txt", &list);
+}
+
+#[test]
+fn the_manual_pages_equal_the_headers_text() {
+    let families = fs::read_to_string(root().join("docs/manual/families.txt")).expect("families.txt");
+    for (name, text) in man::pages(&generated(), &families) {
+        compare(&format!("docs/man/{name}"), &text);
+    }
 }

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Prepares a Debian or Ubuntu machine: setup.sh build|test|bench|valgrind
+# Prepares a Debian or Ubuntu machine: setup.sh build|test|manual|bench|valgrind
 #
 # Checks that cargo is there and new enough, and installs what else is missing with apt-get: for `build` what the library
 # and the examples need, for `test` also the second compiler with its fuzzer, C++ and pkg-config, for `bench` Python, for
@@ -19,14 +19,18 @@ case ${1-} in
 build) tools=(make cmake ninja cc libc ld) ;;
 test)
     tools=(make cmake ninja cc libc ld c++ clang fuzzer pkg-config)
-    welcome=(dpkg-shlibdeps file lintian)
+    welcome=(dpkg-shlibdeps file lintian python3 doxygen dot doxygen-awesome.css chromium mandoc man groff uv.h liburing.h asio.hpp)
+    ;;
+manual)
+    tools=(make cmake ninja cc libc ld doxygen)
+    welcome=(doxygen-awesome.css)
     ;;
 bench)
     tools=(make cmake ninja cc libc ld python3)
     welcome=(c++ pkg-config liburing.h uv.h ev.h event2/event.h asio.hpp fio matplotlib)
     ;;
 valgrind) tools=(make cmake ninja cc libc ld valgrind) ;;
-*) die "usage: setup.sh build|test|bench|valgrind" ;;
+*) die "usage: setup.sh build|test|manual|bench|valgrind" ;;
 esac
 
 wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
@@ -45,6 +49,7 @@ is_there() {
     c++) echo '#include <cstdlib>' | c++ -x c++ -E - >/dev/null 2>&1 ;;
     asio.hpp) echo '#include <asio/version.hpp>' | c++ -x c++ -E - >/dev/null 2>&1 ;;
     *.h) echo "#include <$1>" | cc -E - >/dev/null 2>&1 ;;
+    doxygen-awesome.css) [ -e /usr/share/doxygen-awesome-css/doxygen-awesome.css ] ;;
     matplotlib) /usr/bin/python3 -c 'import matplotlib' >/dev/null 2>&1 ;;
     fuzzer) echo 'int LLVMFuzzerTestOneInput(void) { return 0; }' | clang -x c - -fsanitize=fuzzer,address -o /dev/null >/dev/null 2>&1 ;;
     *) command -v "$1" >/dev/null ;;
@@ -64,6 +69,9 @@ package_of() {
     event2/event.h) echo libevent-dev ;;
     asio.hpp) echo libasio-dev ;;
     matplotlib) echo python3-matplotlib ;;
+    dot) echo graphviz ;;
+    doxygen-awesome.css) echo doxygen-awesome-css ;;
+    man) echo man-db ;;
     fuzzer) echo libclang-rt-dev ;;
     *) echo "$1" ;;
     esac
@@ -100,7 +108,9 @@ for tool in "${welcome[@]}"; do
     is_there "$tool" || packages+=("$(package_of "$tool")")
 done
 if [ ${#packages[@]} -gt 0 ]; then
-    install "${packages[@]}" || echo "setup: going on without ${packages[*]}"
+    install "${packages[@]}" || for package in "${packages[@]}"; do
+        install "$package" || echo "setup: going on without $package"
+    done
 fi
 
 wanted=$(sed -n 's/^cmake_minimum_required(VERSION \([0-9.]*\).*/\1/p' CMakeLists.txt)
