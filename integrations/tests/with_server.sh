@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Runs a test program beside a server of its own on 127.0.0.1: with_server.sh nginx|redis|postgres|dnsmasq PROGRAM [ARGUMENT...]
+# Runs a test program beside a server of its own on 127.0.0.1, or with certificates of its own:
+# with_server.sh nginx|redis|postgres|dnsmasq|certificates PROGRAM [ARGUMENT...]
 #
 # The program gets UPCALL_TEST_PORT, and UPCALL_TEST_DIR, a folder that is removed afterwards. Exit status: the program's, 1, or
 # 77 when the server is not installed. The server ends with the test, and lasts no longer than three minutes.
@@ -45,6 +46,21 @@ prepare_nginx() {
     head -c 300000 /dev/urandom >"$work/www/slow"
 }
 prepare_redis() { need redis-server redis-server; }
+# An authority with a server's certificate, and another authority.
+prepare_certificates() {
+    need openssl openssl
+    (
+        cd "$work" && exec >"$work/log" 2>&1 &&
+            for name in ca other; do
+                openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj "/CN=$name" \
+                    -keyout "$name.key" -out "$name.pem" || exit 1
+            done &&
+            openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=server.test -keyout server.key -out server.csr &&
+            openssl x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -out server.pem \
+                -extfile <(echo 'subjectAltName=DNS:server.test') &&
+            cat server.key >>server.pem
+    ) || fail "openssl ended with $?"
+}
 prepare_dnsmasq() { need dnsmasq dnsmasq-base; }
 prepare_postgres() {
     local bin
@@ -107,7 +123,7 @@ start() {
             if (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; then
                 sleep 0.1
                 kill -0 "$server" 2>/dev/null || break
-                export UPCALL_TEST_PORT=$port UPCALL_TEST_DIR=$work
+                export UPCALL_TEST_PORT=$port
                 return
             fi
             sleep 0.1
@@ -122,8 +138,9 @@ start() {
 kind=$1
 shift
 "prepare_$kind"
-start "$kind"
+export UPCALL_TEST_DIR=$work
+[ "$kind" = certificates ] || start "$kind"
 "$@"
 status=$?
-kill -0 "$server" 2>/dev/null || fail "$kind has ended by itself"
+[ "$kind" = certificates ] || kill -0 "$server" 2>/dev/null || fail "$kind has ended by itself"
 exit "$status"
