@@ -9,8 +9,9 @@ PATH=$PATH:/usr/sbin:/sbin
 
 work=$(mktemp -d "${TMPDIR:-/tmp}/upcall.XXXXXX") || exit 1
 server=
+ends_by=TERM
 clean_up() {
-    [ -n "$server" ] && kill -TERM "$server" 2>/dev/null && wait "$server"
+    [ -n "$server" ] && kill -"$ends_by" "$server" 2>/dev/null && wait "$server"
     rm -rf "$work"
 }
 trap clean_up EXIT
@@ -69,6 +70,7 @@ prepare_postgres() {
     done
     need initdb postgresql
     become_user
+    ends_by=INT # which does not wait for clients
     "${as_user[@]}" initdb --pgdata "$work/db" --username upcall --auth trust --no-locale --encoding UTF8 --no-sync \
         >"$work/log" 2>&1 || fail "initdb ended with $?"
 }
@@ -128,7 +130,7 @@ start() {
             fi
             sleep 0.1
         done
-        kill -TERM "$server" 2>/dev/null
+        kill -"$ends_by" "$server" 2>/dev/null
         wait "$server"
         server=
     done
