@@ -39,7 +39,8 @@ struct upcall_ares {
     ares_channel channel;
     upcall_ares_socket *sockets; /* those that c-ares has open; there are few */
     upcall_timer timer;
-    size_t users; /* the program, the timer, each socket */
+    unsigned busy; /* in ares_process_fd() */
+    size_t users;  /* the program, the timer, each socket */
 };
 
 static inline void upcall_ares_release(upcall_ares *ares)
@@ -49,8 +50,10 @@ static inline void upcall_ares_release(upcall_ares *ares)
 }
 
 /**
- * @brief Looks again when the first query times out. Only a channel with ARES_FLAG_STAYOPEN needs it, after each function that
- * begins a query.
+ * @brief Looks again when the first query times out.
+ *
+ * c-ares does not tell of a query that uses a socket which is open already. Its time limit is then kept exactly only when this is
+ * called after the function that began it; with ARES_FLAG_STAYOPEN and nothing else in flight, only then at all.
  */
 static inline void upcall_ares_update(upcall_ares *ares)
 {
@@ -64,7 +67,9 @@ static inline void upcall_ares_update(upcall_ares *ares)
 
 static inline void upcall_ares_act(upcall_ares *ares, ares_socket_t readable, ares_socket_t writable)
 {
+    ares->busy = 1;
     ares_process_fd(ares->channel, readable, writable);
+    ares->busy = 0;
     upcall_ares_update(ares);
 }
 
@@ -107,6 +112,8 @@ static inline void upcall_ares_on_socket(void *data, ares_socket_t fd, int reada
     while (*at != NULL && (*at)->fd != fd)
         at = &(*at)->next;
     s = *at;
+    if (!ares->busy) /* A query has begun, and c-ares does not yet know its time limit; or all have ended. */
+        upcall_timer_set(&ares->timer, 0);
     if (!readable && !writable) {
         if (s != NULL) {
             *at = s->next;
@@ -129,8 +136,6 @@ static inline void upcall_ares_on_socket(void *data, ares_socket_t fd, int reada
             ares->sockets = s;
             ares->users++;
         }
-        /* A query has begun, but c-ares does not yet know its time limit. */
-        upcall_timer_set(&ares->timer, 0);
     }
     if (s != NULL)
         upcall_watch_set(&s->watch, (readable ? POLLIN : 0u) | (writable ? POLLOUT : 0u));
