@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs a test program beside a server of its own on 127.0.0.1, or with certificates of its own:
-# with_server.sh nginx|redis|postgres|dnsmasq|certificates PROGRAM [ARGUMENT...]
+# Runs a test program beside a server of its own on 127.0.0.1, with certificates of its own, or alone:
+# with_server.sh nginx|redis|postgres|dnsmasq|s_server|certificates|nothing PROGRAM [ARGUMENT...]
 #
 # The program gets UPCALL_TEST_PORT, and UPCALL_TEST_DIR, a folder that is removed afterwards. Exit status: the program's, 1, or
 # 77 when the server is not installed. The server ends with the test, and lasts no longer than three minutes.
@@ -62,6 +62,8 @@ prepare_certificates() {
             cat server.key >>server.pem
     ) || fail "openssl ended with $?"
 }
+prepare_s_server() { prepare_certificates; }
+prepare_nothing() { :; }
 prepare_dnsmasq() { need dnsmasq dnsmasq-base; }
 prepare_postgres() {
     local bin
@@ -107,6 +109,9 @@ command_dnsmasq() {
         --local=/test/ --address=/all.test/127.1.2.3 --host-record=one.test,127.0.0.11,fd00::11 --host-record=two.test,127.0.0.12
         --txt-record=text.test,"$(head -c 200 /dev/zero | tr '\0' x)")
 }
+command_s_server() { # turns lines round
+    command=(openssl s_server -accept "127.0.0.1:$port" -cert "$work/server.pem" -rev -quiet)
+}
 command_postgres() {
     command=("${as_user[@]}" postgres -D "$work/db" -p "$port" -c listen_addresses=127.0.0.1 -c unix_socket_directories=
         -c fsync=off)
@@ -141,8 +146,8 @@ kind=$1
 shift
 "prepare_$kind"
 export UPCALL_TEST_DIR=$work
-[ "$kind" = certificates ] || start "$kind"
+declare -F "command_$kind" >/dev/null && start "$kind"
 "$@"
 status=$?
-[ "$kind" = certificates ] || kill -0 "$server" 2>/dev/null || fail "$kind has ended by itself"
+[ -z "$server" ] || kill -0 "$server" 2>/dev/null || fail "$kind has ended by itself"
 exit "$status"
