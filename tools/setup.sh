@@ -3,11 +3,11 @@
 #
 # Checks that cargo is there and new enough, and installs what else is missing with apt-get: for `build` what the library
 # and the examples need, for `test` also the second compiler with its fuzzer, C++ and pkg-config, for `bench` Python, for
-# `valgrind` that. Does nothing where all is there. What the benchmarks compare with, what draws, and what makes and judges
-# Debian packages is welcome and not needed: what cannot be installed is left out.
+# `valgrind` that. Does nothing where all is there. What the benchmarks compare with, what draws, what makes and judges Debian
+# packages, and what the adapters are for and tested against is welcome and not needed: what cannot be installed is left out.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-export PATH="$PATH:${CARGO_HOME:-$HOME/.cargo}/bin"
+export PATH="$PATH:${CARGO_HOME:-$HOME/.cargo}/bin:/usr/sbin"
 
 die() {
     echo "setup: $*" >&2
@@ -19,7 +19,8 @@ case ${1-} in
 build) tools=(make cmake ninja cc libc ld) ;;
 test)
     tools=(make cmake ninja cc libc ld c++ clang fuzzer pkg-config)
-    welcome=(dpkg-shlibdeps file lintian python3 doxygen dot doxygen-awesome.css chromium mandoc man groff uv.h liburing.h asio.hpp)
+    welcome=(dpkg-shlibdeps file lintian python3 doxygen dot doxygen-awesome.css chromium mandoc man groff uv.h liburing.h asio.hpp
+        libcurl.pc nginx hiredis.pc redis-server openssl.pc openssl glib-2.0.pc libuv.pc libpq.pc postgres libcares.pc dnsmasq)
     ;;
 manual)
     tools=(make cmake ninja cc libc ld doxygen)
@@ -48,6 +49,8 @@ is_there() {
     libc) echo '#include <stdlib.h>' | cc -E - >/dev/null 2>&1 ;;
     c++) echo '#include <cstdlib>' | c++ -x c++ -E - >/dev/null 2>&1 ;;
     asio.hpp) echo '#include <asio/version.hpp>' | c++ -x c++ -E - >/dev/null 2>&1 ;;
+    *.pc) pkg-config --exists "${1%.pc}" ;;
+    postgres) compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || command -v initdb >/dev/null ;;
     *.h) echo "#include <$1>" | cc -E - >/dev/null 2>&1 ;;
     doxygen-awesome.css) [ -e /usr/share/doxygen-awesome-css/doxygen-awesome.css ] ;;
     matplotlib) /usr/bin/python3 -c 'import matplotlib' >/dev/null 2>&1 ;;
@@ -72,6 +75,16 @@ package_of() {
     dot) echo graphviz ;;
     doxygen-awesome.css) echo doxygen-awesome-css ;;
     man) echo man-db ;;
+    libcurl.pc) echo libcurl4-openssl-dev ;;
+    nginx) echo nginx-light ;;
+    hiredis.pc) echo libhiredis-dev ;;
+    openssl.pc) echo libssl-dev ;;
+    glib-2.0.pc) echo libglib2.0-dev ;;
+    libuv.pc) echo libuv1-dev ;;
+    libpq.pc) echo libpq-dev ;;
+    postgres) echo postgresql ;;
+    libcares.pc) echo libc-ares-dev ;;
+    dnsmasq) echo dnsmasq-base ;;
     fuzzer) echo libclang-rt-dev ;;
     *) echo "$1" ;;
     esac
