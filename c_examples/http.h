@@ -612,9 +612,9 @@ static inline int http_ranges(const struct http_request *request, const struct h
         any = true;
         if (rc == 0)
             continue;
-        together += range.size;
-        if (*count == HTTP_RANGES_MAX || together > file_size) /* too many, or the same bytes over and over */
+        if (*count == HTTP_RANGES_MAX || range.size > file_size - together) /* too many, or the same bytes again */
             return 200;
+        together += range.size;
         ranges[(*count)++] = range;
     }
     if (!any)

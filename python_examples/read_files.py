@@ -16,10 +16,11 @@ class File:
 
     def __init__(self, path, buffer):
         self.path, self.buffer, self.fd, self.pieces, self.offset, self.error = path, buffer, -1, [], 0, None
+        self.name = os.fsencode(path)  # an op only points to it, and submit() comes later: a temporary would be gone by then
 
     def begin(self):
         self.then = self.opened
-        return upcall.open(-100, os.fsencode(self.path), os.O_RDONLY, 0)  # -100: AT_FDCWD
+        return upcall.open(-100, self.name, os.O_RDONLY, 0)  # -100: AT_FDCWD
 
     def opened(self, result):
         if result < 0:
