@@ -7,7 +7,8 @@
  *   - A connection that waits for a request holds no memory: the recv borrows a buffer of a pool when bytes are there.
  *     The pool has one for each connection there may be, so that clients who send half a request take nobody else's.
  *   - A file goes through open, statx, then either pread and send in one chain (UPCALL_LINK), which for what is small costs
- *     least, or sendfile piece by piece: no connection holds up the others, and a piece is what a deadline can be set on.
+ *     least, or sendfile piece by piece: no connection holds up the others. A piece has a deadline, and its event tells what was
+ *     moved before that, so a slow client differs from one that does not read.
  *   - Every wait has a limit: for the next request, for the rest of one that has begun (408), for the client to take a
  *     piece of an answer, for its last words. Who is too slow goes.
  *   - An answer is not lost when the connection ends: shutdown, then what still comes is dropped until the client has
@@ -53,7 +54,8 @@ enum {
     HEAD_SIZE = 8192,         /* of a request, at most; also the size of a pool's buffers */
     BODY_MAX = 64 * 1024,     /* of a request: it is of no use here, and dropped */
     ANSWER_SIZE = 32 * 1024,  /* what fits in here with its head is read and sent, larger files go by sendfile */
-    PIECE_SIZE = 256 * 1024,  /* of a sendfile */
+    PIECE_SIZE = 1024 * 1024, /* of a sendfile */
+    PROGRESS_MIN = 64 * 1024, /* who takes less of a piece within the time for sending is too slow */
     LINGER_MS = 2000,         /* for the client to close */
 };
 
@@ -329,19 +331,15 @@ static void on_sent(upcall_loop *loop, const upcall_event *event)
 
     (void)loop;
     exchange->connection->worker->bytes += event->transferred;
-    if (event->result < 0) { /* the client is gone or too slow */
-        abort_exchange(exchange);
-        return;
-    }
-    if (event->kind == UPCALL_OP_SEND) {
+    if (event->kind == UPCALL_OP_SEND && event->result > 0) {
         exchange->sent += part->text_size;
         part->text_size = 0;
-    } else if (event->result == 0) { /* the file has become shorter since its size was sent */
+    } else if (event->result > 0 || ((event->flags & UPCALL_EXPIRED) != 0 && event->transferred >= PROGRESS_MIN)) {
+        part->file.offset += (int64_t)event->transferred;
+        part->file.size -= (int64_t)event->transferred;
+    } else { /* the client is gone or too slow; 0: the file has become shorter since its size was sent */
         abort_exchange(exchange);
         return;
-    } else {
-        part->file.offset += event->result;
-        part->file.size -= event->result;
     }
     if (part->file.size == 0)
         exchange->part++;
@@ -1124,7 +1122,7 @@ static void usage(FILE *out)
                  "  --connections N    connections per thread; more wait (1024)\n"
                  "  --idle-timeout MS  for the next request to begin (15000)\n"
                  "  --head-timeout MS  for the rest of a request (10000)\n"
-                 "  --send-timeout MS  for the client to take a quarter of a megabyte (30000)\n"
+                 "  --send-timeout MS  for the client to take 64 KiB (30000)\n"
                  "  --grace MS         for answers under way, after the first SIGTERM or SIGINT (10000)\n"
                  "  --walk             open paths as on a kernel without openat2\n"
                  "UPCALL_BACKEND=io_uring or =epoll in the environment chooses the backend.\n"

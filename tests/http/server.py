@@ -647,6 +647,24 @@ class Limits(Case):
         server.wait_descriptors(idle)
         server.stop()
 
+    def test_who_reads_slowly_is_served(self):
+        server = self.start("--send-timeout", "1000")
+        data = random.Random(3).randbytes(1_600_000)
+        (self.root / "slow").write_bytes(data)
+        client = self.connect(server)
+        client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 20_000)
+        client.send(request("/slow"))
+        received = b""
+        while len(received) < len(data):  # 400 kB/s: no piece is taken within its second
+            piece = client.socket.recv(20_000)
+            self.assertTrue(piece, f"dropped after {len(received)} bytes")
+            received += piece
+            time.sleep(0.05)
+        while not received.endswith(data):
+            received += client.socket.recv(20_000)
+        client.socket.close()
+        server.stop()
+
     def test_who_does_not_fit_waits(self):
         server = self.start("--connections", "4", "--threads", "1")
         inside = [self.connect(server) for _ in range(4)]

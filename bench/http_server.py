@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 """c_examples/http_server beside nginx, on the same files, driven by wrk.
 
-    http.py [--build DIR] [--rounds N] [--seconds S] [--only TEXT] [--out FILE]
+    http_server.py [--build DIR] [--rounds N] [--seconds S] [--only TEXT] [--out FILE]
 
 The servers of a row take turns, A B C A B C ..., each turn a wrk of its own. All servers run all the time, one process with one
 thread for the work each, pinned to the first core the process may use; wrk is pinned to the second. A figure is the median of its
@@ -174,7 +174,7 @@ def main():
             f"before and {load_after:.1f} after (the measurement itself is about 2).\n\n{table(rows)}")
     print(text)
     if options.out:
-        begin, end = "<!-- bench/http.py writes this -->", "<!-- to here -->"
+        begin, end = "<!-- bench/http_server.py writes this -->", "<!-- to here -->"
         page = options.out.read_text(encoding="utf-8")
         before, _, rest = page.partition(begin)
         options.out.write_text(f"{before}{begin}\n\n{text}\n\n{end}{rest.partition(end)[2]}", encoding="utf-8")
