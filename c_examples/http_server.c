@@ -51,12 +51,12 @@
 enum {
     EXIT_NO_BACKEND = 77, /* what test runners take for "skipped: this machine cannot" */
     THREADS_MAX = 64,
-    HEAD_SIZE = 8192,         /* of a request, at most; also the size of a pool's buffers */
-    BODY_MAX = 64 * 1024,     /* of a request: it is of no use here, and dropped */
-    ANSWER_SIZE = 32 * 1024,  /* what fits in here with its head is read and sent, larger files go by sendfile */
-    PIECE_SIZE = 1024 * 1024, /* of a sendfile */
-    PROGRESS_MIN = 64 * 1024, /* who takes less of a piece within the time for sending is too slow */
-    LINGER_MS = 2000,         /* for the client to close */
+    HEAD_SIZE = 8192,                 /* of a request, at most; also the size of a pool's buffers */
+    BODY_MAX = 64 * 1024,             /* of a request: it is of no use here, and dropped */
+    ANSWER_SIZE = 32 * 1024,          /* what fits in here with its head is read and sent, larger files go by sendfile */
+    PIECE_SIZE = 16 * 1024 * 1024,    /* of a sendfile */
+    PROGRESS_MIN = 64 * 1024,         /* who takes less of a piece within the time for sending is too slow */
+    LINGER_MS = 2000,                 /* for the client to close */
 };
 
 /* How a file is opened. O_NONBLOCK: opening a FIFO must not wait for a writer. */
