@@ -2,9 +2,9 @@
 # Prepares a Debian or Ubuntu machine: setup.sh build|test|bench|valgrind
 #
 # Checks that cargo is there and new enough, and installs what else is missing with apt-get: for `build` what the library
-# and the examples need, for `test` also the second compiler with its fuzzer, C++ and pkg-config, for `bench` Python, for
-# `valgrind` that. Does nothing where all is there. What the benchmarks compare with, and what draws, is welcome and not
-# needed: what cannot be installed is left out.
+# and the examples need, for `test` also the second compiler with its fuzzer, C++, pkg-config and Python, for `bench` Python, for
+# `valgrind` that. Does nothing where all is there. What the benchmarks compare with, what draws, and what loads a server is
+# welcome and not needed: what cannot be installed is left out.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PATH:${CARGO_HOME:-$HOME/.cargo}/bin"
@@ -17,7 +17,10 @@ die() {
 welcome=()
 case ${1-} in
 build) tools=(make cmake ninja cc libc ld) ;;
-test) tools=(make cmake ninja cc libc ld c++ clang fuzzer pkg-config) ;;
+test)
+    tools=(make cmake ninja cc libc ld c++ clang fuzzer pkg-config python3)
+    welcome=(wrk)
+    ;;
 bench)
     tools=(make cmake ninja cc libc ld python3)
     welcome=(c++ pkg-config liburing.h uv.h ev.h event2/event.h asio.hpp fio matplotlib)
