@@ -63,7 +63,7 @@ def find(*names):
 
 def wrk(program, port, _):
     for name in ("digits.txt", "large.bin"):
-        output = subprocess.run([program, "--threads", "1", "--connections", "32", "--duration", "1", f"http://127.0.0.1:{port}/{name}"],
+        output = subprocess.run([program, "--threads", "1", "--connections", "32", "--duration", "1", "--timeout", "60", f"http://127.0.0.1:{port}/{name}"],
                                 check=True, text=True, stdout=subprocess.PIPE, timeout=server.PATIENCE).stdout
         print(output)
         assert int(re.search(r"(\d+) requests in", output)[1]) > 0
