@@ -246,7 +246,7 @@ static inline int http_parse_framing(struct http_request *request)
     if (http_value(request, "transfer-encoding", &value)) {
         if (has_length || request->minor == 0)
             return -400;
-        return http_is_nocase(value, "chunked") ? -411 : -501; /* bodies are of no use here, so only the simplest are taken */
+        return http_is_nocase(value, "chunked") ? -411 : -501; /* bodies are of no use here: only the simplest */
     }
     return 0;
 }
@@ -360,14 +360,14 @@ static inline int http_parse_target(struct http_text target, char path[PATH_MAX]
     struct http_text encoded = target;
     int size = 0, c;
 
-    if (target.size >= 7 && strncasecmp(target.at, "http://", 7) == 0) { /* for proxies; servers have to know it as well */
+    if (target.size >= 7 && strncasecmp(target.at, "http://", 7) == 0) { /* as to a proxy; any server has to know it */
         encoded.at += 7;
         encoded.size -= 7;
         while (encoded.size > 0 && *encoded.at != '/' && *encoded.at != '?') {
             encoded.at++;
             encoded.size--;
         }
-    } else if (*target.at != '/') {
+    } else if (*target.at != '/') { /* "*", an authority: for methods that are not done here */
         return -400;
     }
     encoded = http_take_until(&encoded, '?');
@@ -464,7 +464,8 @@ static inline void http_date(time_t time, char date[HTTP_DATE_SIZE])
 /* All three forms there ever were. */
 static inline bool http_parse_date(struct http_text text, time_t *time)
 {
-    static const char *const forms[] = {"%a, %d %b %Y %H:%M:%S GMT", "%A, %d-%b-%y %H:%M:%S GMT", "%a %b %e %H:%M:%S %Y"};
+    static const char *const forms[] = {"%a, %d %b %Y %H:%M:%S GMT", "%A, %d-%b-%y %H:%M:%S GMT",
+                                        "%a %b %e %H:%M:%S %Y"};
     char copy[40];
 
     if (text.size >= sizeof copy)

@@ -2,23 +2,22 @@
  * An HTTP/1.1 server of files.
  *
  *   - A loop per thread, each with a listener of its own on the same port (SO_REUSEPORT): threads share nothing.
- *   - A connection is a small machine with one operation or chain in flight, so back-pressure needs no code: while an answer is
- *     being sent nothing is received, and requests that were sent ahead (pipelining) wait where they are.
- *   - A connection that waits for a request holds no memory: the recv borrows a buffer of a pool when bytes are there.
- *     The pool has one for each connection there may be, so that clients who send half a request take nobody else's.
- *   - A file goes through open, statx, then either pread and send in one chain (UPCALL_LINK), which for what is small costs
- *     least, or sendfile piece by piece: no connection holds up the others. A piece has a deadline, and its event tells what was
- *     moved before that, so a slow client differs from one that does not read.
- *   - Every wait has a limit: for the next request, for the rest of one that has begun (408), for the client to take a
- *     piece of an answer, for its last words. Who is too slow goes.
+ *   - A connection is a small machine with one operation or chain in flight, so back-pressure needs no code: while an
+ *     answer is being sent nothing is received, and requests that were sent ahead (pipelining) wait where they are.
+ *   - A connection that waits for a request holds no buffer: the recv borrows one of a pool when bytes are there. The
+ *     pool has one for each connection there may be, so that clients who send half a request take nobody else's.
+ *   - A small file is read and sent in one chain (UPCALL_LINK). A large one goes by sendfile, piece by piece: a piece has
+ *     a deadline, and its event tells what was moved before that: a slow client differs from one that does not read.
+ *   - Every wait has a limit: for the next request, for the rest of one that has begun (408), for the client to take an
+ *     answer, for its last words. Who is too slow goes.
  *   - An answer is not lost when the connection ends: shutdown, then what still comes is dropped until the client has
  *     closed, then close. A close with unread bytes would reset the connection, and what was sent with it.
  *   - Paths are resolved by the kernel, beneath the root and along no symbolic link (openat2); kernels without that get
  *     one open per segment, with O_NOFOLLOW, to the same effect.
- *   - SIGTERM and SIGINT are operations, too (upcall_op_signal), in every loop: it closes its listener and what is idle, and
- *     upcall_run() returns when the last answer is out. A second signal, or the end of the grace, hurries the rest.
+ *   - SIGTERM and SIGINT are operations, too (upcall_op_signal), in every loop: it closes its listener and what is idle,
+ *     and upcall_run() returns when the last answer is out. A second signal, or the end of the grace, cuts the rest.
  *
- * What is HTTP and not I/O is in http.h.
+ * What is HTTP and not I/O is in http.h; docs/http.md says what it does, and how fast.
  */
 
 #define _GNU_SOURCE 1
@@ -53,7 +52,7 @@ enum {
     THREADS_MAX = 64,
     HEAD_SIZE = 8192,                 /* of a request, at most; also the size of a pool's buffers */
     BODY_MAX = 64 * 1024,             /* of a request: it is of no use here, and dropped */
-    ANSWER_SIZE = 32 * 1024,          /* what fits in here with its head is read and sent, larger files go by sendfile */
+    ANSWER_SIZE = 32 * 1024,          /* a file that fits in with its head is small */
     PIECE_SIZE = 16 * 1024 * 1024,    /* of a sendfile */
     PROGRESS_MIN = 64 * 1024,         /* who takes less of a piece within the time for sending is too slow */
     LINGER_MS = 2000,                 /* for the client to close */
@@ -480,8 +479,8 @@ static void add_version(struct exchange *exchange, const struct http_version *ve
     char date[HTTP_DATE_SIZE];
 
     http_date(version->modified, date);
-    add(exchange, "ETag: %s%s\r\nLast-Modified: %s\r\nAccept-Ranges: bytes\r\n", version->weak ? "W/" : "", version->etag,
-        date);
+    add(exchange, "ETag: %s%s\r\nLast-Modified: %s\r\nAccept-Ranges: bytes\r\n", version->weak ? "W/" : "",
+        version->etag, date);
 }
 
 static void set_version(struct http_version *version, const struct statx *status)
@@ -502,21 +501,23 @@ static void compose_ranges(struct exchange *exchange, const struct http_version 
     struct worker *worker = exchange->connection->worker;
     char texts[HTTP_RANGES_MAX * 256];
     int64_t body_size = 0;
-    size_t size = 0, head_size;
+    size_t size = 0, end_size, head_size;
 
     for (size_t i = 0; i < count; i++) {
-        exchange->parts[i].text_size = (size_t)snprintf(
-            texts + size, sizeof texts - size, "\r\n--%016llx\r\nContent-Type: %s\r\nContent-Range: bytes %lld-%lld/%lld\r\n\r\n",
-            (unsigned long long)worker->boundary, type, (long long)ranges[i].offset,
-            (long long)(ranges[i].offset + ranges[i].size - 1), (long long)file_size);
-        exchange->parts[i].file = ranges[i];
-        size += exchange->parts[i].text_size;
+        int text_size = snprintf(texts + size, sizeof texts - size,
+                                 "\r\n--%016llx\r\nContent-Type: %s\r\nContent-Range: bytes %lld-%lld/%lld\r\n\r\n",
+                                 (unsigned long long)worker->boundary, type, (long long)ranges[i].offset,
+                                 (long long)(ranges[i].offset + ranges[i].size - 1), (long long)file_size);
+
+        exchange->parts[i] = (struct part){(size_t)text_size, ranges[i]};
+        size += (size_t)text_size;
         body_size += ranges[i].size;
     }
-    exchange->parts[count] = (struct part){.text_size = (size_t)snprintf(texts + size, sizeof texts - size, "\r\n--%016llx--\r\n",
-                                                                         (unsigned long long)worker->boundary)};
-    size += exchange->parts[count].text_size;
+    end_size = (size_t)snprintf(texts + size, sizeof texts - size, "\r\n--%016llx--\r\n",
+                                (unsigned long long)worker->boundary);
+    exchange->parts[count] = (struct part){.text_size = end_size};
     exchange->part_count = count + 1;
+    size += end_size;
 
     begin_head(exchange, 206);
     add_version(exchange, version);
@@ -612,7 +613,8 @@ static void look_at_file(struct exchange *exchange)
 {
     struct statx status;
 
-    if (statx(exchange->file, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_TYPE | STATX_SIZE | STATX_MTIME, &status) < 0)
+    if (statx(exchange->file, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_TYPE | STATX_SIZE | STATX_MTIME,
+              &status) < 0)
         answer_status(exchange, status_of_error(-errno), "");
     else if (S_ISREG(status.stx_mode))
         answer_file(exchange, &status);
@@ -801,7 +803,8 @@ static void on_received(upcall_loop *loop, const upcall_event *event)
     } else if (event->result == -ETIMEDOUT && connection->buffer != NULL && connection->body_size == 0) {
         struct exchange *exchange = new_exchange(connection);
 
-        (void)http_parse_head(connection->buffer, connection->end, &exchange->request); /* its method, if that has come */
+        /* For its method, if that has come. */
+        (void)http_parse_head(connection->buffer, connection->end, &exchange->request);
         refuse(exchange, 408);
     } else if (event->result == -ETIMEDOUT || event->result == -ECANCELED) { /* idle for long, or we are stopping */
         end_connection(connection);
@@ -1015,8 +1018,8 @@ static void *work(void *arg)
     return NULL;
 }
 
-/* SO_REUSEPORT: the kernel spreads the connections over the listeners. SOCK_NONBLOCK: on epoll a blocking one would cost a
- * thread switch per connection. TCP_NODELAY: inherited by what is accepted. */
+/* SO_REUSEPORT: the kernel spreads the connections over the listeners. SOCK_NONBLOCK: on epoll a blocking one would cost
+ * a thread switch per connection. TCP_NODELAY: inherited by what is accepted. */
 static int listen_on(const char *address, const char *port)
 {
     struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_NUMERICHOST | AI_PASSIVE};

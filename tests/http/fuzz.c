@@ -1,6 +1,6 @@
 /*
- * Random bytes for c_examples/http.h, as a request's head and as each of the texts in one. What is checked besides that no
- * sanitizer complains is below, in words.
+ * Random bytes for c_examples/http.h, as a request's head and as each of the texts in one. What is checked, besides that
+ * no sanitizer complains, is below, in words.
  */
 #include <stdlib.h>
 
