@@ -1,5 +1,5 @@
 # ---- http.<what>.<backend>: c_examples/http_server.c.
-find_package(Python3 COMPONENTS Interpreter)
+find_package(Python3 3.10 COMPONENTS Interpreter)
 set(http ${CMAKE_CURRENT_LIST_DIR})
 
 # add_http_test(<name> <labels> COMMAND ...) registers http.<name>.<backend> for both backends.
@@ -13,9 +13,9 @@ function(add_http_test name labels)
 endfunction()
 
 if(Python3_FOUND)
-    set(python ${Python3_EXECUTABLE})
+    set(python ${Python3_EXECUTABLE} -B)
 else()
-    set(python sh -c "echo 'python3 is not installed' && exit 77" sh)
+    set(python sh -c "echo 'python3 (3.10 or newer) is not installed' && exit 77" sh)
 endif()
 add_http_test(http.server http COMMAND ${python} ${http}/server.py $<TARGET_FILE:http_server>)
 add_http_test(http.walk http COMMAND ${python} ${http}/server.py $<TARGET_FILE:http_server> --walk Files)
