@@ -2,9 +2,10 @@
 # Prepares a Debian or Ubuntu machine: setup.sh build|test|manual|bench|valgrind
 #
 # Checks that cargo is there and new enough, and installs what else is missing with apt-get: for `build` what the library
-# and the examples need, for `test` also the second compiler with its fuzzer, C++ and pkg-config, for `bench` Python, for
-# `valgrind` that. Does nothing where all is there. What the benchmarks compare with, what draws, what makes and judges Debian
-# packages, and what the adapters are for and tested against is welcome and not needed: what cannot be installed is left out.
+# and the examples need, for `test` also the second compiler with its fuzzer, C++, pkg-config and Python, for `manual` Doxygen, for
+# `bench` Python, for `valgrind` that. Does nothing where all is there. What the benchmarks compare with, what draws, what makes
+# and judges Debian packages and pages, and what the adapters are for and tested against is welcome and not needed: what cannot
+# be installed is left out.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PATH:${CARGO_HOME:-$HOME/.cargo}/bin:/usr/sbin"
@@ -18,8 +19,8 @@ welcome=()
 case ${1-} in
 build) tools=(make cmake ninja cc libc ld) ;;
 test)
-    tools=(make cmake ninja cc libc ld c++ clang fuzzer pkg-config)
-    welcome=(dpkg-shlibdeps file lintian python3 doxygen dot doxygen-awesome.css chromium mandoc man groff uv.h liburing.h asio.hpp
+    tools=(make cmake ninja cc libc ld c++ clang fuzzer pkg-config python3)
+    welcome=(dpkg-shlibdeps file lintian wrk doxygen dot doxygen-awesome.css chromium mandoc man groff uv.h liburing.h asio.hpp
         libcurl.pc nginx hiredis.pc redis-server openssl.pc openssl glib-2.0.pc libuv.pc libpq.pc postgres libcares.pc dnsmasq)
     ;;
 manual)
