@@ -358,10 +358,12 @@ static void tear_down(bool connected, bool loop_first) {
     CHECK_EQ(read.calls + write.calls, 0);
     if (loop_first)
         free_loop(loop);
-    upcall_tls_free(other);
     upcall_tls_free(tls);
-    if (!loop_first)
+    if (!loop_first) {
+        run(loop); /* nothing is left in flight */
         free_loop(loop);
+    }
+    upcall_tls_free(other);
     CHECK_EQ(read.calls, 1);
     CHECK_EQ(write.calls, 1);
     CHECK_EQ(read.result, -ECANCELED);

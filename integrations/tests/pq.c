@@ -308,11 +308,14 @@ TEST(the_second_of_two_servers) {
     struct session s = {.on_ready = sum, .on_result = sum_result};
     int socket_;
     char ports[32];
+    upcall_stats stats;
     upcall_loop *loop = new_loop();
     snprintf(ports, sizeof ports, "%d,%d", refusing_port(SOCK_STREAM, &socket_), server_port());
     connect_to(loop, &s, "127.0.0.1,127.0.0.1", ports, "postgres");
     RUN(loop);
     CHECK_EQ(s.count, 200);
+    CHECK_EQ(upcall_stats_get(loop, &stats), 0);
+    CHECK(stats.submitted < 200 + 200); /* one poll for each answer, and what connecting takes: not the first socket's end, ever again */
     free_loop(loop);
 }
 
