@@ -66,6 +66,13 @@ if(UPCALL_GZIP)
     configure_file(CHANGELOG.md "${control}/changelog" COPYONLY)
     execute_process(COMMAND ${UPCALL_GZIP} --force --best --no-name changelog changelog.Debian
         WORKING_DIRECTORY "${control}" COMMAND_ERROR_IS_FATAL ANY)
+    file(REMOVE_RECURSE "${control}/man3" "${control}/man7")
+    file(COPY docs/man/ "${UPCALL_MANUAL_DIR}/man3/" DESTINATION "${control}/man3" FILES_MATCHING PATTERN "*.3")
+    file(COPY docs/man/ DESTINATION "${control}/man7" FILES_MATCHING PATTERN "*.7")
+    execute_process(COMMAND ${UPCALL_GZIP} --recursive --best --no-name man3 man7 WORKING_DIRECTORY "${control}"
+        COMMAND_ERROR_IS_FATAL ANY)
+    install(DIRECTORY "${control}/man3" "${control}/man7" DESTINATION ${CMAKE_INSTALL_MANDIR} COMPONENT development_doc
+        EXCLUDE_FROM_ALL)
     foreach(component runtime development)
         string(TOUPPER ${component} name)
         install(FILES "${control}/changelog.gz" "${control}/changelog.Debian.gz" cmake/debian/copyright

@@ -59,9 +59,23 @@ lrwxrwxrwx root/root $lib/libupcall.so.$soversion -> libupcall.so.$version
 -rw-r--r-- root/root ./usr/share/doc/libupcall$soversion/copyright
 EOS
 files "$dev"
+# A manual page for each function, compressed, and one for the whole.
+while read -r name; do
+    grep -q "^-rw-r--r-- root/root ./usr/share/man/man3/$name.3.gz$" "$work/found" || fail "no manual page of $name"
+done <"$symbols"
+grep -q '^-rw-r--r-- root/root ./usr/share/man/man7/upcall.7.gz$' "$work/found" || fail "no upcall(7)"
+sed -i '\,/usr/share/man/man[37]/upcall[a-z0-9_]*\.[37]\.gz$,d' "$work/found"
 same "development files" <<EOS
 -rw-r--r-- root/root ./usr/include/upcall.h
 -rw-r--r-- root/root ./usr/include/upcall.hpp
+-rw-r--r-- root/root ./usr/include/upcall_ares.h
+-rw-r--r-- root/root ./usr/include/upcall_curl.h
+-rw-r--r-- root/root ./usr/include/upcall_glib.h
+-rw-r--r-- root/root ./usr/include/upcall_hiredis.h
+-rw-r--r-- root/root ./usr/include/upcall_openssl.h
+-rw-r--r-- root/root ./usr/include/upcall_pq.h
+-rw-r--r-- root/root ./usr/include/upcall_uv.h
+-rw-r--r-- root/root ./usr/include/upcall_watch.h
 -rw-r--r-- root/root $lib/cmake/upcall/upcallConfig.cmake
 -rw-r--r-- root/root $lib/cmake/upcall/upcallConfigVersion.cmake
 -rw-r--r-- root/root $lib/cmake/upcall/upcallTargets.cmake
