@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 """c_examples/http_server beside nginx, on the same files, driven by wrk.
 
-    http_server.py [--build DIR] [--rounds N] [--seconds S] [--only TEXT] [--out FILE]
+    http_server.py [--build DIR] [--rounds N] [--seconds S] [--only TEXT] [--nice N] [--out FILE]
 
 The servers of a row take turns, A B C A B C ..., each turn a wrk of its own. All servers run all the time, one process with one
 thread for the work each, pinned to the first core the process may use; wrk is pinned to the second. A figure is the median of its
@@ -140,12 +140,14 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=int, default=2)
     parser.add_argument("--only", default="", help="rows whose name has this in it")
+    parser.add_argument("--nice", type=int, default=0, help="of servers and load; below 0 on a machine with other work")
     parser.add_argument("--out", type=pathlib.Path)
     options = parser.parse_args()
     for tool in ("wrk", "nginx", "taskset"):
         if shutil.which(tool) is None:
             print(f"{tool} is not installed", file=sys.stderr)
             return 77
+    os.nice(options.nice)
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < 2:
         sys.exit("two cores are needed: one for the server, one for the load")
@@ -171,7 +173,8 @@ def main():
                 server.stop()
     version = subprocess.run(["nginx", "-v"], stderr=subprocess.PIPE, text=True, check=True).stderr.strip().rpartition("/")[2]
     text = (f"nginx {version}, {options.rounds} rounds of {options.seconds} s, Linux {os.uname().release}; load average {load_before:.1f} "
-            f"before and {load_after:.1f} after (the measurement itself is about 2).\n\n{table(rows)}")
+            f"before and {load_after:.1f} after"
+            f"{f', servers and wrk at nice {options.nice}' if options.nice else ''}.\n\n{table(rows)}")
     print(text)
     if options.out:
         begin, end = "<!-- bench/http_server.py writes this -->", "<!-- to here -->"

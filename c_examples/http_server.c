@@ -88,7 +88,7 @@ struct worker {
     bool stopping;
     struct connection *connections; /* a list, to end them all */
     size_t connection_count;
-    uint64_t boundary; /* between the parts of an answer; random, so that no file can have it in it on purpose */
+    uint64_t boundary; /* between the parts of an answer; random, so that no file has it in it */
     time_t date_time;
     char date[HTTP_DATE_SIZE];
     uint64_t accepted, requests, bytes;
