@@ -4,7 +4,8 @@
 use super::threads::{Call, JobCell, Lane, Threads};
 use super::{Cancel, Outcome};
 use crate::engine::core::Core;
-use crate::engine::slot::{bits, rung};
+use crate::engine::slot::{Slot, bits, rung};
+use crate::op::side::Side;
 use crate::op::{self, Decision};
 use crate::sys;
 use std::collections::VecDeque;
@@ -259,15 +260,38 @@ impl Attempts {
     }
 }
 
-/// An outcome nobody will be told of: its descriptor is closed, its operation marked.
+/// An outcome nobody will be told of: its descriptors, also those that came with a message, are closed, its operation marked.
 pub(crate) fn drop_result(core: &mut Core, outcome: &Outcome) {
+    let (slot, side) = core.both(outcome.index);
     // One that was withdrawn ended as a NOP, whose 0 is no descriptor.
-    if !core.slots[outcome.index].has(bits::WITHDRAWN) {
-        let made = core.side_of(outcome.index).map_or(0, |side| std::mem::take(&mut side.made));
-        op::discard(core.slots[outcome.index].kind, outcome.result, made);
+    if !slot.has(bits::WITHDRAWN) {
+        let made = side.map_or(0, |side| {
+            if outcome.result >= 0 {
+                close_passed(slot, side, outcome);
+            }
+            std::mem::take(&mut side.made)
+        });
+        op::discard(slot.kind, outcome.result, made);
     }
     if !outcome.more() {
-        core.slots[outcome.index].rung = rung::IDLE;
-        core.slots[outcome.index].bits |= bits::ORPHAN;
+        slot.rung = rung::IDLE;
+        slot.bits |= bits::ORPHAN;
     }
+}
+
+fn close_passed(slot: &Slot, side: &mut Side, outcome: &Outcome) {
+    let def = op::of(slot.kind);
+    let Some(passed) = def.passed else { return };
+    let buffer = match (outcome.buffer(), &side.pool) {
+        (Some(number), Some(pool)) => pool.show(number).cast_const(),
+        _ => std::ptr::null(),
+    };
+    if let Some(finish) = def.finish
+        && buffer.is_null()
+    {
+        finish(&slot.args, side, outcome.result);
+    }
+    passed(&slot.args, side, buffer, &mut |fd| {
+        sys::close(fd);
+    });
 }

@@ -1,7 +1,7 @@
 //! The epoll driver. The numbered order of one turn:
 //!
 //! 1. If the loop would block: registrations that are not trusted are verified.
-//! 2. epoll_wait, without blocking while anything is queued.
+//! 2. epoll_wait, without blocking while anything is queued; then not in every turn, where the program would have waited.
 //! 3. Operations whose descriptor became ready join those that were started; each is attempted when its outcome is asked
 //!    for, so that a callback runs right after the call it belongs to.
 //!
@@ -32,9 +32,12 @@ const SUSPECT: u8 = 4;
 const UNWATCHED: u8 = 8;
 /// It showed its end, and what waits for data there may have missed that.
 const ENDED: u8 = 16;
+/// When it was last reported it showed no end, no error and no urgent data.
+const CALM: u8 = 32;
 
 const ALL_EVENTS: u32 = (libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLRDHUP | libc::EPOLLPRI | libc::EPOLLET) as u32
     | (libc::EPOLLRDNORM | libc::EPOLLRDBAND | libc::EPOLLWRNORM | libc::EPOLLWRBAND | libc::EPOLLMSG) as u32;
+const UNREST: u32 = ALWAYS | (libc::EPOLLRDHUP | libc::EPOLLPRI) as u32;
 /// poll(2) and epoll agree on these bits; they answer every wait.
 const ALWAYS: u32 = (libc::EPOLLERR | libc::EPOLLHUP) as u32;
 /// The epoll datum of the loop's own eventfd.
@@ -49,6 +52,8 @@ pub(crate) struct Epoll {
     attempts: Attempts,
     suspects: Vec<i32>,
     turns_since_verified: u32,
+    /// The turn before asked epoll what is ready.
+    looked: bool,
     events: Box<[libc::epoll_event; BATCH]>,
 }
 
@@ -63,6 +68,7 @@ impl Epoll {
             attempts: Attempts::new(Threads::new(shared.clone(), workers)),
             suspects: Vec::new(),
             turns_since_verified: 0,
+            looked: false,
             events: Box::new([libc::epoll_event { events: 0, u64: 0 }; BATCH]),
         };
         // Edge-triggered: each write wakes again, so it need not be read.
@@ -166,12 +172,16 @@ impl Epoll {
 
     /// Queues the operations on `fd` that wait for one of `seen`.
     fn ready(&mut self, core: &mut Core, fd: i32, seen: u32) {
-        if seen & libc::EPOLLRDHUP as u32 != 0
-            && let Some(descriptor) = core.descriptors.get(fd)
-        {
-            descriptor.interest |= ENDED;
+        let mut index = NONE;
+        if let Some(descriptor) = core.descriptors.get(fd) {
+            index = descriptor.head;
+            descriptor.interest &= !CALM;
+            if seen & UNREST == 0 {
+                descriptor.interest |= CALM;
+            } else if seen & libc::EPOLLRDHUP as u32 != 0 {
+                descriptor.interest |= ENDED;
+            }
         }
-        let mut index = core.descriptors.get(fd).map_or(NONE, |descriptor| descriptor.head);
         while index != NONE {
             let slot = &core.slots[index];
             let next = slot.fd_next;
@@ -191,6 +201,26 @@ impl Epoll {
         }
     }
 
+    /// A receive that goes on and got less than it had room for has taken all there was, where nothing else stops one (epoll(7)):
+    /// a connection of bytes, without an end, an error or urgent data when it was reported. What comes later is reported.
+    fn note_emptied(&mut self, core: &mut Core, outcome: &Outcome) {
+        let (slot, side) = core.both(outcome.index);
+        let Some(pool) = side.and_then(|side| side.pool.as_ref()) else { return };
+        let room = if slot.args.len == 0 { u64::from(pool.size) } else { slot.args.len.min(u64::from(pool.size)) };
+        if !slot.has(bits::MULTI)
+            || slot.kind != op::RECV
+            || slot.args.arg != 0
+            || !(1..room as i64).contains(&outcome.result)
+        {
+            return;
+        }
+        let fd = slot.args.fd();
+        let calm = core.descriptors.get(fd).is_some_and(|known| known.interest & (CALM | TRUSTED) == CALM | TRUSTED);
+        if calm && core.descriptors.is_plain_tcp(fd) {
+            core.slots[outcome.index].rung = rung::EMPTIED;
+        }
+    }
+
     /// A descriptor about to be closed leaves the set, also where a duplicate keeps its file open.
     fn forget(&mut self, core: &mut Core, index: u32) {
         let fd = core.slots[index].args.fd();
@@ -205,6 +235,7 @@ impl Epoll {
 
     fn harvest(&mut self, core: &mut Core, timeout_ns: i64) -> i64 {
         core.counters().system_calls.add(1);
+        self.looked = true;
         let count = sys::epoll_wait(self.epoll, &mut self.events[..], timeout_ns);
         for position in 0..count.max(0) as usize {
             let event = self.events[position];
@@ -233,6 +264,9 @@ impl Driver for Epoll {
             if self.wait(core, index, events).is_none() {
                 return;
             }
+        }
+        if core.slots[index].rung == rung::EMPTIED && self.wait(core, index, libc::POLLIN as u32).is_none() {
+            return;
         }
         self.attempts.push(core, index);
     }
@@ -263,7 +297,12 @@ impl Driver for Epoll {
 
     fn turn(&mut self, core: &mut Core, until: Until) -> Result<(), i32> {
         self.turns_since_verified += 1;
-        let mut wait = until != Until::Now && !self.attempts.has_work();
+        if until == Until::Soon && self.looked && self.attempts.has_work() && self.turns_since_verified < PATIENCE {
+            self.looked = false;
+            self.attempts.open_turn();
+            return Ok(());
+        }
+        let mut wait = until.may_wait() && !self.attempts.has_work();
         // A turn with nothing else to do, whether it may wait or not, verifies: the program may never let one wait.
         let idle = !self.attempts.has_work();
         if !self.suspects.is_empty() && (idle || self.turns_since_verified >= PATIENCE) {
@@ -310,7 +349,12 @@ impl Driver for Epoll {
                 return Outcome::postponed(index);
             }
             match self.attempts.attempt(core, index) {
-                Step::Out(outcome) => return outcome,
+                Step::Out(outcome) => {
+                    if outcome.buffer().is_some() {
+                        self.note_emptied(core, &outcome);
+                    }
+                    return outcome;
+                }
                 Step::Wait(events) => {
                     let outcome = self.wait(core, index, events);
                     if !outcome.is_none() {

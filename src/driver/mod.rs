@@ -99,10 +99,18 @@ impl Outcome {
 pub(crate) enum Until {
     /// Not at all.
     Now,
+    /// Not at all, and what was started goes before what may have become ready: that is looked for one turn later.
+    Soon,
     /// Until CLOCK_MONOTONIC shows this.
     Time(u64),
     /// Until something happens.
     Forever,
+}
+
+impl Until {
+    pub fn may_wait(self) -> bool {
+        !matches!(self, Until::Now | Until::Soon)
+    }
 }
 
 /// What a cancel did.

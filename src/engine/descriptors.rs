@@ -20,6 +20,8 @@ pub(crate) struct Descriptor {
     pub class: Class,
     /// A file opened with O_DIRECT, as far as anyone asked.
     direct: Option<bool>,
+    /// A TCP connection without a layer of its own above it, as far as anyone asked.
+    plain_tcp: Option<bool>,
     /// The operation that closes it; NONE: none does.
     pub closer: u32,
     /// The epoll driver's: see there.
@@ -49,6 +51,7 @@ const EMPTY: Descriptor = Descriptor {
     cursor_waiting: 0,
     class: Class::Unknown,
     direct: None,
+    plain_tcp: None,
     closer: NONE,
     interest: 0,
 };
@@ -178,6 +181,12 @@ impl Descriptors {
             None => sys::is_direct_file(fd),
             Some(descriptor) => *descriptor.direct.get_or_insert_with(|| sys::is_direct_file(fd)),
         }
+    }
+
+    /// A TCP connection whose bytes are the program's, asked once per stretch of use.
+    #[inline]
+    pub fn is_plain_tcp(&mut self, fd: i32) -> bool {
+        self.get(fd).is_some_and(|descriptor| *descriptor.plain_tcp.get_or_insert_with(|| sys::is_plain_tcp(fd)))
     }
 
     /// It is known to be a file.

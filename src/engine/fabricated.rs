@@ -66,7 +66,7 @@ impl Driver for Script {
     }
     /// Sleeps as the drivers do, where it is a model that sleeps.
     fn turn(&mut self, core: &mut Core, until: Until) -> Result<(), i32> {
-        if until != Until::Now && core.shared.prepare_sleep() {
+        if until.may_wait() && core.shared.prepare_sleep() {
             #[cfg(loom)]
             crate::sys::sync::modelled::kernel::read(core.shared.wake);
         }

@@ -97,6 +97,8 @@ pub(crate) mod rung {
     pub(crate) const OWN: u8 = 5;
     /// The ring was full: waits to be encoded.
     pub(crate) const BACKLOG: u8 = 6;
+    /// Attempted, and took all there was: to go on it waits.
+    pub(crate) const EMPTIED: u8 = 7;
 }
 
 /// What the engine must remember of an operation. Anything in SLOW keeps it off the shortest way.

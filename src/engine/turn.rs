@@ -119,11 +119,11 @@ impl<D: Driver> Engine<D> {
         let mut until = until;
         if self.embed.is_some() || !self.pools.is_empty() || self.has_work() {
             self.prepare();
-            if self.has_work() {
-                until = Until::Now;
+            if self.has_work() && until != Until::Now {
+                until = if self.is_overdue() { Until::Now } else { Until::Soon };
             }
         }
-        if until != Until::Now
+        if until.may_wait()
             && !self.timers.is_empty()
             && let Some(next) = self.timers.next(&self.core.slots)
         {
@@ -132,12 +132,12 @@ impl<D: Driver> Engine<D> {
                 _ => Until::Time(next),
             };
         }
-        let result = if until != Until::Now && self.spin_ns > 0 {
+        let result = if until.may_wait() && self.spin_ns > 0 {
             self.spin_then_turn(until)
         } else {
             self.driver.turn(&mut self.core, until)
         };
-        if until != Until::Now {
+        if until.may_wait() {
             self.clock = 0;
         }
         self.look_outside();
@@ -153,6 +153,12 @@ impl<D: Driver> Engine<D> {
         }
         self.budget = Budget { all: self.max_events, posts: self.posts.len(), ended: self.ended_count };
         result
+    }
+
+    /// A timer is due: what is ready by now must be seen before it strikes.
+    #[inline]
+    fn is_overdue(&mut self) -> bool {
+        !self.timers.is_empty() && self.timers.next(&self.core.slots).is_some_and(|at| at <= self.now())
     }
 
     /// Looks again for a while before sleeping, as long as that was worth it the last time.
@@ -393,7 +399,7 @@ pub(super) fn poll<D: Driver>(this: &Loop, engine: *mut Engine<D>, timeout_ns: i
         let gathered = e().gather(wait);
         delivered += deliver(this, engine);
         let over = match wait {
-            Until::Now => true,
+            Until::Now | Until::Soon => true,
             Until::Time(at) => delivered == 0 && sys::now() >= at,
             Until::Forever => false,
         };

@@ -341,6 +341,9 @@ pub(crate) fn refuse(error: i32, text: impl Into<Cow<'static, str>>) -> Checked 
 /// The sleep whose argument is a point in time.
 pub(crate) const SLEEP_UNTIL: u8 = time::UPCALL_OP_SLEEP_UNTIL as u8;
 
+/// The receive of bytes.
+pub(crate) const RECV: u8 = socket::UPCALL_OP_RECV as u8;
+
 /// How many kinds the table has room for; kinds are below it.
 pub(crate) const KINDS: usize = 128;
 const _: () = assert!(size_of::<OpDef>() == 128);

@@ -416,6 +416,15 @@ pub(crate) fn is_unix_socket(fd: i32) -> bool {
     socket_option(fd, libc::SO_DOMAIN) == Ok(libc::AF_UNIX)
 }
 
+/// A TCP connection, with no protocol between it and the program (TCP_ULP: TLS in the kernel has records).
+pub(crate) fn is_plain_tcp(fd: i32) -> bool {
+    let mut name = [0u8; 16];
+    let mut len = name.len() as socklen_t;
+    // SAFETY: `name` and `len` are writable.
+    let known = unsafe { libc::getsockopt(fd, libc::IPPROTO_TCP, libc::TCP_ULP, name.as_mut_ptr().cast(), &mut len) };
+    socket_option(fd, libc::SO_PROTOCOL) == Ok(libc::IPPROTO_TCP) && (known != 0 || len == 0)
+}
+
 /// SOCK_STREAM, SOCK_DGRAM …, or the errno (ENOTSOCK).
 pub(crate) fn socket_type(fd: i32) -> Result<i32, i32> {
     socket_option(fd, libc::SO_TYPE)

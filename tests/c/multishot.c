@@ -404,6 +404,72 @@ TEST(a_multishot_recv_ends_with_an_error) { /* hazards row 34 */
     free_loop(loop);
 }
 
+/* What comes after a receive that had more room than there was data, from another thread at any moment around it. */
+enum follow { DATA, END, RESET, URGENT, FOLLOWS };
+
+static struct {
+    int fd;
+    enum follow how;
+    unsigned delay;
+} next_part;
+
+static void *send_next_part(void *arg) {
+    for (volatile unsigned turns = 0; turns < next_part.delay; turns++) {}
+    struct linger none = {1, 0};
+    switch (next_part.how) {
+    case DATA: write_all(next_part.fd, "de", 2); break;
+    case END: CHECK(shutdown(next_part.fd, SHUT_WR) == 0); break;
+    case URGENT: CHECK(send(next_part.fd, "!", 1, MSG_OOB) == 1); write_all(next_part.fd, "de", 2); break;
+    default:
+        CHECK(setsockopt(next_part.fd, SOL_SOCKET, SO_LINGER, &none, sizeof none) == 0);
+        CHECK(close(next_part.fd) == 0);
+    }
+    return arg;
+}
+
+TEST(what_follows_a_short_receive_is_told) {
+    upcall_loop *loop = new_loop();
+    new_pool(loop, 8, 16);
+    for (unsigned round = 0; round < 400; round++) {
+        int fds[2];
+        tcp_pair(fds);
+        stream.length = 0;
+        upcall_id id;
+        upcall_op op = multishot(receiving(fds[0], &stream, 0));
+        CHECK_EQ(upcall_submit(loop, &op, 1, &id), 0);
+        for (size_t part = 0; part < 3; part++) { /* the connection is known to epoll */
+            write_all(fds[1], "abc", 3);
+            run_until(loop, &stream.rec, part + 1);
+        }
+        write_all(fds[1], "abc", 3);
+        next_part.fd = fds[1];
+        next_part.how = round % FOLLOWS;
+        next_part.delay = round * 64;
+        pthread_t other = start(send_next_part, NULL);
+        size_t length = next_part.how == DATA || next_part.how == URGENT ? 14 : 12;
+        bool ends = next_part.how == END || next_part.how == RESET;
+        uint64_t until = now_ns() + (uint64_t)PATIENCE_NS;
+        while (ends ? stream.rec.finals == 0 : stream.length < length) {
+            CHECK(upcall_poll(loop, MS(1000)) >= 0);
+            CHECK(now_ns() < until);
+        }
+        join(other);
+        if (ends)
+            CHECK_EQ(final_of(&stream.rec, id).result, next_part.how == END ? 0 : -ECONNRESET);
+        else
+            end_by_cancel(loop, &stream.rec, id);
+        if (next_part.how != RESET) /* which takes away what was not received */
+            CHECK_EQ(stream.length, length);
+        CHECK(memcmp(stream.bytes, "abcabcabcabcde", stream.length) == 0);
+        close(fds[0]);
+        if (next_part.how != RESET)
+            close(fds[1]);
+        forget(&stream.rec);
+    }
+    CHECK_EQ(upcall_buffers_free(stream.pool), 0);
+    free_loop(loop);
+}
+
 TEST(an_empty_datagram_is_a_datagram) {
     upcall_loop *loop = new_loop();
     int fds[2];

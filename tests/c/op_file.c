@@ -394,6 +394,7 @@ TEST(past_the_file_size_limit_nothing_is_killed) {
 }
 
 TEST(lengths_above_one_calls_limit_are_taken) {
+    SKIP_UNDER_THREAD_SANITIZER();
     static const size_t lengths[] = {0x7ffff000, 0x7fffffff, 0x80000000, 0xffffffff, 0x100000000};
     upcall_loop *loop = new_loop();
     uint8_t *memory = vast_memory((size_t)5 << 30);

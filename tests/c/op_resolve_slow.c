@@ -274,6 +274,7 @@ TEST(the_loop_goes_on_after_a_lookup_was_given_up) {
 /* ---- The end of the loop does not wait for the resolver. ---- */
 
 TEST(the_end_of_the_loop_does_not_wait_for_a_lookup) {
+    SKIP_UNDER_THREAD_SANITIZER();
     warm_up();
     int before = open_fd_count();
     for (int given_up = 0; given_up < 2; given_up++) {

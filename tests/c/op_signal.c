@@ -39,6 +39,7 @@ TEST(signals_that_cannot_be_caught_are_refused) {
 }
 
 TEST(every_other_signal_is_told) {
+    SKIP_UNDER_THREAD_SANITIZER();
     upcall_loop *loop = new_loop();
     for (int signo = 1; signo <= SIGRTMAX; signo++) {
         if (signo == SIGKILL || signo == SIGSTOP || signo == SIGSEGV || signo == SIGBUS || signo == SIGFPE ||
@@ -632,6 +633,7 @@ static char state_of(int thread) {
 }
 
 TEST(system_calls_of_other_threads_are_restarted) {
+    SKIP_UNDER_THREAD_SANITIZER();
     upcall_loop *loop = new_loop();
     struct recorder rec = {0};
     pipe_pair(restart_fds);

@@ -742,36 +742,95 @@ TEST(a_turn_that_does_not_wait_sees_what_is_ready) {
     free_loop(loop);
 }
 
+union room_for_a_descriptor {
+    char bytes[CMSG_SPACE(sizeof(int))];
+    struct cmsghdr align;
+};
+
+static void send_with_descriptor(int to, int passed) {
+    union room_for_a_descriptor out = {{0}};
+    struct iovec sent = {(char[]){"abcd"}, 4};
+    struct msghdr message = {.msg_iov = &sent, .msg_iovlen = 1, .msg_control = out.bytes,
+                             .msg_controllen = sizeof out.bytes};
+    struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+    header->cmsg_level = SOL_SOCKET;
+    header->cmsg_type = SCM_RIGHTS;
+    header->cmsg_len = CMSG_LEN(sizeof(int));
+    memcpy(CMSG_DATA(header), &passed, sizeof(int));
+    CHECK_EQ(sendmsg(to, &message, 0), 4);
+}
+
 TEST(recvmsg_in_full_keeps_the_control_data) {
     for (int full = 0; full < 2; full++) {
         upcall_loop *loop = new_loop();
         int fds[2], passed;
         unix_pair(fds);
-        union {
-            char bytes[CMSG_SPACE(sizeof(int))];
-            struct cmsghdr align;
-        } out = {{0}}, in = {{0}};
-        struct iovec sent = {(char[]){"abcd"}, 4}, taken = {(char[4]){0}, 4};
-        struct msghdr message = {.msg_iov = &sent, .msg_iovlen = 1, .msg_control = out.bytes,
-                                 .msg_controllen = sizeof out.bytes};
-        struct cmsghdr *header = CMSG_FIRSTHDR(&message);
-        header->cmsg_level = SOL_SOCKET;
-        header->cmsg_type = SCM_RIGHTS;
-        header->cmsg_len = CMSG_LEN(sizeof(int));
-        memcpy(CMSG_DATA(header), &fds[0], sizeof(int));
-        CHECK_EQ(sendmsg(fds[1], &message, 0), 4);
-        message = (struct msghdr){.msg_iov = &taken, .msg_iovlen = 1, .msg_control = in.bytes,
+        union room_for_a_descriptor in = {{0}};
+        struct iovec taken = {(char[4]){0}, 4};
+        send_with_descriptor(fds[1], fds[0]);
+        struct msghdr message = {.msg_iov = &taken, .msg_iovlen = 1, .msg_control = in.bytes,
                                   .msg_controllen = sizeof in.bytes};
         upcall_op op = upcall_op_recvmsg(fds[0], &message, 0);
         op.flags = full ? UPCALL_FULL : 0;
         CHECK_EQ(complete(loop, op).result, 4);
-        header = CMSG_FIRSTHDR(&message);
+        struct cmsghdr *header = CMSG_FIRSTHDR(&message);
         CHECK(header != NULL && header->cmsg_type == SCM_RIGHTS);
         memcpy(&passed, CMSG_DATA(header), sizeof passed);
         CHECK_EQ(fcntl(passed, F_GETFD), FD_CLOEXEC);
         close(passed);
         close_pair(fds);
         free_loop(loop);
+    }
+}
+
+static struct {
+    upcall_loop *loop;
+    upcall_buffers *pool;
+    int fds[2], passed[2]; /* a pipe whose writing end is sent */
+    enum { PLAIN, LENT, MULTISHOT } how;
+    struct recorder rec, nops;
+} heir;
+
+static void *receive_a_descriptor_and_exit(void *arg) {
+    static union room_for_a_descriptor in;
+    static char bytes[4];
+    static struct iovec taken = {bytes, sizeof bytes};
+    static struct msghdr message;
+    message = (struct msghdr){.msg_control = in.bytes, .msg_controllen = sizeof in.bytes};
+    if (heir.how == PLAIN)
+        message.msg_iov = &taken, message.msg_iovlen = 1;
+    upcall_op op = upcall_op_recvmsg(heir.fds[0], &message, 0);
+    op.buffers = heir.how == PLAIN ? NULL : heir.pool;
+    op.flags = heir.how == MULTISHOT ? UPCALL_MULTISHOT : 0;
+    submit_one(heir.loop, op, &heir.rec);
+    start_all(heir.loop);
+    send_with_descriptor(heir.fds[1], heir.passed[1]);
+    for (int i = 0; i < 3; i++)
+        submit_one(heir.loop, upcall_op_nop(), &heir.nops);
+    CHECK_EQ(upcall_poll(heir.loop, 0), 1); /* what completed behind that stays untold */
+    return arg;
+}
+
+TEST(descriptors_that_came_for_a_dead_owner_are_closed) {
+    upcall_config config = default_config();
+    config.max_events = 1;
+    for (heir.how = PLAIN; heir.how <= MULTISHOT; heir.how++) {
+        unix_pair(heir.fds);
+        pipe_pair(heir.passed);
+        heir.loop = loop_with(&config);
+        CHECK_EQ(upcall_buffers_new(heir.loop, 4, 256, &heir.pool), 0);
+        join(start(receive_a_descriptor_and_exit, NULL));
+        CHECK_EQ(upcall_loop_free(heir.loop), 0);
+        CHECK_EQ(heir.rec.events[0].result, -EOWNERDEAD);
+        CHECK_EQ(upcall_buffers_free(heir.pool), 0);
+        close_pair(heir.fds);
+        close(heir.passed[1]);
+        struct pollfd end = {.fd = heir.passed[0], .events = POLLIN};
+        CHECK_EQ(poll(&end, 1, 10000), 1);
+        CHECK_EQ(end.revents & POLLHUP, POLLHUP); /* nobody has the writing end */
+        close(heir.passed[0]);
+        forget(&heir.rec);
+        forget(&heir.nops);
     }
 }
 

@@ -253,13 +253,15 @@ TEST(run_goes_on_through_signals) { /* hazards row 17 */
     struct recorder rec = {0};
     catch(SIGALRM, 0);
     struct itimerval often = {{0, 2000}, {0, 2000}}, off = {{0, 0}, {0, 0}};
-    submit_one(loop, upcall_op_sleep(100 * UPCALL_MILLISECOND), &rec);
     CHECK(setitimer(ITIMER_REAL, &often, NULL) == 0);
-    CHECK_EQ(upcall_run(loop), 0);
+    for (size_t round = 0; round < 5 || atomic_load(&caught) <= 3; round++) { /* on a busy machine many come as one */
+        CHECK(round < 1000);
+        submit_one(loop, upcall_op_sleep(20 * UPCALL_MILLISECOND), &rec);
+        CHECK_EQ(upcall_run(loop), 0);
+        CHECK_EQ(rec.finals, round + 1);
+        CHECK_EQ(rec.events[round].result, 0);
+    }
     CHECK(setitimer(ITIMER_REAL, &off, NULL) == 0);
-    CHECK_EQ(rec.finals, 1);
-    CHECK_EQ(rec.events[0].result, 0);
-    CHECK(atomic_load(&caught) > 3);
     free_loop(loop);
 }
 

@@ -237,6 +237,7 @@ typedef struct run {
     bool threads;   /* operations run or wait on threads that poll(2) knows nothing of */
     bool attributes; /* extended attributes may have been set */
     bool registered;
+    bool torn; /* a file's content is anyone's guess, and with it what is read from now on */
     thing thing[MAX_OBJECTS];
     live live[MAX_LIVE];
     lent lent[MAX_LENT];

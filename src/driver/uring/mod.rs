@@ -795,7 +795,7 @@ impl Driver for Uring {
         if !self.cancels.is_empty() || !self.backlog.is_empty() {
             self.catch_up(core);
         }
-        let mut wait = until != Until::Now && !self.queues.has_completions();
+        let mut wait = until.may_wait() && !self.queues.has_completions();
         if wait {
             if !self.wake_armed {
                 self.arm_wake(core);
@@ -984,7 +984,8 @@ impl Driver for Uring {
                         .and_then(|amend| amend(&mut slot.args, result))
                         .is_some_and(|decision| !matches!(decision, Decision::Done(_)));
                 let result = if other { -i64::from(libc::ECANCELED) } else { result };
-                drop_result(core, &Outcome::done(index, result).with_more(more));
+                let buffer = cqueue::buffer_select(entry.flags).map(u32::from);
+                drop_result(core, &Outcome::done(index, result).with_more(more).with_buffer(buffer));
             }
         }
         self.quiesce_threads(core);
