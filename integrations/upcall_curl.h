@@ -182,9 +182,9 @@ static inline void upcall_curl_on_timer_ended(upcall_timer *timer)
  * upcall_curl_free(), or NULL. curl_global_init() is the program's.
  *
  * Where a socket cannot be watched (descriptors or memory run out, upcall_config.max_operations is met), its transfers end in
- * CURLE_SEND_ERROR, or by curl's own time limits. When the loop closes first, the transfers stay where they are, `done` is not called
- * any more, and the handles are to be removed and cleaned up as curl demands. One operation with UPCALL_BACKGROUND is in flight
- * all the time.
+ * CURLE_SEND_ERROR, or by curl's own time limits. When the loop closes first, the transfers stay where they are, `done` is not
+ * called any more, and the handles are to be removed and cleaned up as curl demands. One operation with UPCALL_BACKGROUND is in
+ * flight all the time.
  *
  * @return 0; -ENOMEM, or upcall_submit()'s error.
  */
@@ -225,8 +225,8 @@ static inline CURLM *upcall_curl_multi(upcall_curl *curl)
 /**
  * @brief Cleans the multi handle up; `done` is not called any more. NULL is fine.
  *
- * Easy handles are to be removed before, as curl demands. Before or after the loop is freed, also in `done`, but not in a callback of
- * curl's. What is in flight ends in the next turns, or in upcall_loop_close().
+ * Easy handles are to be removed before, as curl demands. Before or after the loop is freed, also in `done`, but not in a
+ * callback of curl's. What is in flight ends in the next turns, or in upcall_loop_close().
  */
 static inline void upcall_curl_free(upcall_curl *curl)
 {

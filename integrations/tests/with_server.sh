@@ -56,7 +56,8 @@ prepare_certificates() {
                 openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj "/CN=$name" \
                     -keyout "$name.key" -out "$name.pem" || exit 1
             done &&
-            openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=server.test -keyout server.key -out server.csr &&
+            openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=server.test -keyout server.key \
+                -out server.csr &&
             openssl x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -out server.pem \
                 -extfile <(echo 'subjectAltName=DNS:server.test') &&
             cat server.key >>server.pem
