@@ -1,4 +1,5 @@
 /* upcall_ares.h with the real c-ares, against dnsmasq. */
+#define CARES_NO_DEPRECATED 1 /* what newer ones have another name for */
 #include "upcall_ares.h"
 
 #include "server.h"
