@@ -44,7 +44,7 @@ prepare_nginx() {
     for i in 0 1 2 3 4 5 6 7 8 9; do
         head -c $((i * i * 10000 + i)) /dev/urandom >"$work/www/$i"
     done
-    head -c 300000 /dev/urandom >"$work/www/slow"
+    head -c 60000 /dev/urandom >"$work/www/slow"
 }
 prepare_redis() { need redis-server redis-server; }
 # An authority with a server's certificate, and another authority.
