@@ -801,7 +801,9 @@ static void submit(run *r, const step *s) {
         const bool senseless = t->plan.kind == CHILD && row->traits & (GETS | PUTS) && strncmp(row->name, "recv", 4) != 0 &&
                                strncmp(row->name, "send", 4) != 0;
         /* The ring uses room there that POLLOUT does not show yet, even when it is cancelled. */
-        const bool half_closed = (t->plan.kind == UNIX_STREAM && t->ended && wanted & OUT && row->waits == FOR_OUT &&
+        const bool is_unix = t->plan.kind == UNIX_STREAM || t->plan.kind == UNIX_DGRAM || t->plan.kind == UNIX_SEQPACKET;
+        const bool shows_an_end = is_unix && (t->inexact || (t->plan.kind == UNIX_STREAM && t->ended));
+        const bool half_closed = (shows_an_end && wanted & OUT && row->waits == FOR_OUT &&
                                   (op->length > 1000 || !is_ready(t, POLLOUT))) ||
                                  (second >= 0 && r->thing[second].plan.kind == UNIX_STREAM && r->thing[second].ended);
         if (half_closed || slow || senseless || c.closing[op->object] || (second >= 0 && c.closing[second]) ||
