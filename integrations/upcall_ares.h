@@ -52,8 +52,8 @@ static inline void upcall_ares_release(upcall_ares *ares)
 /**
  * @brief Looks again when the first query times out.
  *
- * c-ares does not tell of a query that uses a socket which is open already. Its time limit is then kept exactly only when this is
- * called after the function that began it; with ARES_FLAG_STAYOPEN and nothing else in flight, only then at all.
+ * c-ares does not tell of a query that uses a socket which is open already. Its time limit is then kept exactly only when this
+ * is called after the function that began it; with ARES_FLAG_STAYOPEN and nothing else in flight, only then at all.
  */
 static inline void upcall_ares_update(upcall_ares *ares)
 {
@@ -144,12 +144,13 @@ static inline void upcall_ares_on_socket(void *data, ares_socket_t fd, int reada
 /**
  * @brief Makes a channel whose queries run in `loop`.
  *
- * `options` and `optmask` as for ares_init_options(), which copies them; ARES_OPT_SOCK_STATE_CB is this header's. NULL and 0: the
- * system's settings. `*ares` receives the result, to be ended by upcall_ares_free(), or NULL. ares_library_init() is the program's.
+ * `options` and `optmask` as for ares_init_options(), which copies them; ARES_OPT_SOCK_STATE_CB is this header's. NULL and 0:
+ * the system's settings. `*ares` receives the result, to be ended by upcall_ares_free(), or NULL. ares_library_init() is the
+ * program's.
  *
  * c-ares calls the queries' callbacks, in turns of the loop or inside the function that begins a query. When the loop closes
- * first, the queries in flight end in ARES_ECANCELLED, and no more may be begun. One operation with UPCALL_BACKGROUND is in flight
- * all the time.
+ * first, the queries in flight end in ARES_ECANCELLED, and no more may be begun. One operation with UPCALL_BACKGROUND is in
+ * flight all the time.
  *
  * @return 0; -ENOMEM, or upcall_submit()'s error; a positive ARES_ status, for ares_strerror().
  */
@@ -184,8 +185,8 @@ static inline int upcall_ares_new(upcall_loop *loop, const struct ares_options *
 }
 
 /**
- * @brief The channel, for c-ares' functions that begin queries or set something. It belongs to `ares`: no ares_destroy(), and no
- * ares_process() or ares_fds() either.
+ * @brief The channel, for c-ares' functions that begin queries or set something. It belongs to `ares`: no ares_destroy(), and
+ * no ares_process() or ares_fds() either.
  */
 static inline ares_channel upcall_ares_channel(upcall_ares *ares)
 {

@@ -38,17 +38,25 @@ typedef void (*upcall_curl_fn)(void *user, CURL *easy, CURLcode result);
 typedef struct upcall_curl_socket {
     upcall_watch watch; /* the first member */
     upcall_curl *curl;
+    struct upcall_curl_socket *previous, *next;
     curl_socket_t fd;
-    unsigned users; /* curl, the watch, a post */
+    unsigned wanted;
+    unsigned watched, unwatched; /* the watch has begun; it cannot, or has failed */
+    unsigned visited;
+    unsigned users; /* curl, the watch */
 } upcall_curl_socket;
 
 struct upcall_curl {
     CURLM *multi; /* NULL: freed by the program */
     upcall_curl_fn done;
     void *user;
-    upcall_timer timer;
-    size_t users; /* the program, the timer, each socket, each call */
+    upcall_curl_socket *sockets; /* those that curl has */
+    upcall_timer timer;          /* curl's */
+    upcall_timer retry;          /* for sockets that cannot be watched */
+    size_t users;                /* the program, the timers, each socket, each call */
 };
+
+#define UPCALL_CURL_RETRY_NS (10 * UPCALL_MILLISECOND)
 
 static inline void upcall_curl_release(upcall_curl *curl)
 {
@@ -88,29 +96,73 @@ static inline void upcall_curl_socket_release(upcall_curl_socket *s)
     }
 }
 
+/* Where it cannot be watched, curl is made to look now and then, and the transfer is only slower. */
+static inline void upcall_curl_unwatched(upcall_curl_socket *s)
+{
+    s->unwatched = 1;
+    upcall_timer_set(&s->curl->retry, UPCALL_CURL_RETRY_NS);
+}
+
+static inline int upcall_curl_select(unsigned events)
+{
+    return (events & POLLIN ? CURL_CSELECT_IN : 0) | (events & POLLOUT ? CURL_CSELECT_OUT : 0);
+}
+
 static inline void upcall_curl_on_ready(upcall_watch *watch, int events)
 {
     upcall_curl_socket *s = (upcall_curl_socket *)watch;
 
-    if (events != -ESHUTDOWN)
-        upcall_curl_act(s->curl, s->fd,
-                        events < 0 ? CURL_CSELECT_ERR : events == POLLIN ? CURL_CSELECT_IN : CURL_CSELECT_OUT);
+    if (events > 0)
+        upcall_curl_act(s->curl, s->fd, upcall_curl_select((unsigned)events));
+    else if (events != -ESHUTDOWN)
+        upcall_curl_unwatched(s);
 }
 
 static inline void upcall_curl_on_socket_ended(upcall_watch *watch)
 {
+    ((upcall_curl_socket *)watch)->watched = 0;
     upcall_curl_socket_release((upcall_curl_socket *)watch);
 }
 
-/* The socket cannot be watched: its transfers are not to wait for it. */
-static inline void upcall_curl_on_unwatched(upcall_loop *loop, void *data)
+static inline void upcall_curl_watch(upcall_curl_socket *s)
 {
-    upcall_curl_socket *s = (upcall_curl_socket *)data;
+    int rc = 0;
 
-    (void)loop;
-    if (s->users > 1)
-        upcall_curl_act(s->curl, s->fd, CURL_CSELECT_ERR);
-    upcall_curl_socket_release(s);
+    if (!s->watched) {
+        rc = upcall_watch_start(&s->watch, s->curl->timer.loop, s->fd, upcall_curl_on_ready, upcall_curl_on_socket_ended);
+        s->watched = rc == 0;
+        s->users += s->watched;
+    }
+    if (rc == 0)
+        rc = upcall_watch_set(&s->watch, s->wanted);
+    s->unwatched = 0;
+    if (rc < 0)
+        upcall_curl_unwatched(s);
+}
+
+static inline void upcall_curl_on_retry(upcall_timer *timer)
+{
+    upcall_curl *curl = (upcall_curl *)((char *)timer - offsetof(upcall_curl, retry));
+    upcall_curl_socket *s;
+
+    for (s = curl->sockets; s != NULL; s = s->next)
+        s->visited = !s->unwatched;
+    for (s = timer->loop != NULL ? curl->sockets : NULL; s != NULL;) {
+        if (s->visited) {
+            s = s->next;
+            continue;
+        }
+        s->visited = 1;
+        if (s->watched)
+            upcall_watch_end(&s->watch); /* one that has failed cannot be used again */
+        if (!s->watched)
+            upcall_curl_watch(s);
+        else
+            upcall_curl_unwatched(s); /* its operations have not ended */
+        if (s->unwatched)
+            upcall_curl_act(curl, s->fd, upcall_curl_select(s->wanted));
+        s = curl->sockets; /* curl may have given up any */
+    }
 }
 
 /* curl's, inside any of its functions: tells what it wants of a socket. Never -1: curl 7.88 may crash then. */
@@ -118,12 +170,14 @@ static inline int upcall_curl_on_socket(CURL *easy, curl_socket_t fd, int what, 
 {
     upcall_curl *curl = (upcall_curl *)user;
     upcall_curl_socket *s = (upcall_curl_socket *)assigned;
-    int rc = 0;
 
     (void)easy;
     if (what == CURL_POLL_REMOVE) {
         if (s != NULL) {
-            if (s->watch.loop != NULL)
+            *(s->previous != NULL ? &s->previous->next : &curl->sockets) = s->next;
+            if (s->next != NULL)
+                s->next->previous = s->previous;
+            if (s->watched)
                 upcall_watch_end(&s->watch);
             upcall_curl_socket_release(s);
         }
@@ -137,21 +191,18 @@ static inline int upcall_curl_on_socket(CURL *easy, curl_socket_t fd, int what, 
             return 0; /* curl's time limits remain */
         s->curl = curl;
         s->fd = fd;
+        s->visited = 1;
         s->users = 1;
+        s->next = curl->sockets;
+        if (s->next != NULL)
+            s->next->previous = s;
+        curl->sockets = s;
         curl->users++;
         curl_multi_assign(curl->multi, fd, s);
     }
-    if (s->watch.loop == NULL) {
-        rc = upcall_watch_start(&s->watch, curl->timer.loop, fd, upcall_curl_on_ready, upcall_curl_on_socket_ended);
-        if (rc == 0)
-            s->users++;
-        else
-            s->watch.loop = NULL;
-    }
-    if (rc == 0)
-        rc = upcall_watch_set(&s->watch, (what & CURL_POLL_IN ? POLLIN : 0u) | (what & CURL_POLL_OUT ? POLLOUT : 0u));
-    if (rc < 0 && upcall_post(curl->timer.loop, upcall_curl_on_unwatched, s) == 0)
-        s->users++;
+    s->wanted = (what & CURL_POLL_IN ? POLLIN : 0u) | (what & CURL_POLL_OUT ? POLLOUT : 0u);
+    if (!s->unwatched) /* otherwise it is tried again soon */
+        upcall_curl_watch(s);
     return 0;
 }
 
@@ -175,36 +226,51 @@ static inline void upcall_curl_on_timer_ended(upcall_timer *timer)
     upcall_curl_release((upcall_curl *)((char *)timer - offsetof(upcall_curl, timer)));
 }
 
+static inline void upcall_curl_on_retry_ended(upcall_timer *timer)
+{
+    upcall_curl_release((upcall_curl *)((char *)timer - offsetof(upcall_curl, retry)));
+}
+
 /**
  * @brief Makes a multi handle whose transfers run in `loop`.
  *
  * `done` (not NULL) gets `user` and each transfer that has ended. `*curl` receives the result, to be ended by
  * upcall_curl_free(), or NULL. curl_global_init() is the program's.
  *
- * Where a socket cannot be watched (descriptors or memory run out, upcall_config.max_operations is met), its transfers end in
- * CURLE_SEND_ERROR, or by curl's own time limits. When the loop closes first, the transfers stay where they are, `done` is not called
- * any more, and the handles are to be removed and cleaned up as curl demands. One operation with UPCALL_BACKGROUND is in flight
- * all the time.
+ * Where a socket cannot be watched (descriptors run out, upcall_config.max_operations is met), curl looks at it every 10 ms
+ * instead. When the loop closes first, the transfers stay where they are, `done` is not called any more, and the handles are to
+ * be removed and cleaned up as curl demands. Two operations with UPCALL_BACKGROUND are in flight all the time.
  *
  * @return 0; -ENOMEM, or upcall_submit()'s error.
  */
 static inline int upcall_curl_new(upcall_loop *loop, upcall_curl_fn done, void *user, upcall_curl **curl)
 {
     upcall_curl *made = (upcall_curl *)calloc(1, sizeof *made);
-    int rc = -ENOMEM;
+    int rc;
 
     *curl = NULL;
-    if (made != NULL && (made->multi = curl_multi_init()) != NULL)
-        rc = upcall_timer_start(&made->timer, loop, upcall_curl_on_fire, upcall_curl_on_timer_ended);
-    if (rc < 0) {
-        if (made != NULL)
-            curl_multi_cleanup(made->multi);
+    if (made == NULL || (made->multi = curl_multi_init()) == NULL) {
         free(made);
-        return rc;
+        return -ENOMEM;
     }
     made->done = done;
     made->user = user;
-    made->users = 2;
+    made->users = 1;
+    rc = upcall_timer_start(&made->timer, loop, upcall_curl_on_fire, upcall_curl_on_timer_ended);
+    if (rc == 0) {
+        made->users++;
+        rc = upcall_timer_start(&made->retry, loop, upcall_curl_on_retry, upcall_curl_on_retry_ended);
+        if (rc == 0)
+            made->users++;
+        else
+            upcall_timer_end(&made->timer);
+    }
+    if (rc < 0) {
+        curl_multi_cleanup(made->multi);
+        made->multi = NULL;
+        upcall_curl_release(made);
+        return rc;
+    }
     curl_multi_setopt(made->multi, CURLMOPT_SOCKETFUNCTION, upcall_curl_on_socket);
     curl_multi_setopt(made->multi, CURLMOPT_SOCKETDATA, made);
     curl_multi_setopt(made->multi, CURLMOPT_TIMERFUNCTION, upcall_curl_on_timeout);
@@ -225,8 +291,8 @@ static inline CURLM *upcall_curl_multi(upcall_curl *curl)
 /**
  * @brief Cleans the multi handle up; `done` is not called any more. NULL is fine.
  *
- * Easy handles are to be removed before, as curl demands. Before or after the loop is freed, also in `done`, but not in a callback of
- * curl's. What is in flight ends in the next turns, or in upcall_loop_close().
+ * Easy handles are to be removed before, as curl demands. Before or after the loop is freed, also in `done`, but not in a
+ * callback of curl's. What is in flight ends in the next turns, or in upcall_loop_close().
  */
 static inline void upcall_curl_free(upcall_curl *curl)
 {
@@ -235,6 +301,7 @@ static inline void upcall_curl_free(upcall_curl *curl)
     curl_multi_cleanup(curl->multi); /* gives all sockets up, by the callbacks above */
     curl->multi = NULL;
     upcall_timer_end(&curl->timer);
+    upcall_timer_end(&curl->retry);
     upcall_curl_release(curl);
 }
 

@@ -73,11 +73,12 @@ static inline void upcall_glib_on_guard(upcall_loop *loop, const upcall_event *e
  * @brief Makes a source that runs `loop`: each time its main context dispatches it, one turn that does not wait.
  *
  * `*source` receives it, or NULL; it is to be attached by g_source_attach(), and belongs to the caller as any other source.
- * g_source_set_callback() is not needed; a function set by it is called after each turn, and ends the source by G_SOURCE_REMOVE.
+ * g_source_set_callback() is not needed; a function set by it is called after each turn, and ends the source by
+ * G_SOURCE_REMOVE.
  *
- * The loop stays the program's, and may be freed before the source ends: that destroys the source. When the source ends first, the
- * loop remains, and may be polled otherwise. One operation with UPCALL_BACKGROUND is in flight meanwhile. The loop's callbacks
- * may run the main context themselves; the loop does not take part in that. upcall_run() must not be called.
+ * The loop stays the program's, and may be freed before the source ends: that destroys the source. When the source ends first,
+ * the loop remains, and may be polled otherwise. One operation with UPCALL_BACKGROUND is in flight meanwhile. The loop's
+ * callbacks may run the main context themselves; the loop does not take part in that. upcall_run() must not be called.
  *
  * @return 0; upcall_fd()'s and upcall_submit()'s errors.
  */

@@ -9,9 +9,9 @@
  *     …
  *     upcall_tls_free(tls);
  *
- * To be copied or included; needs OpenSSL 1.1.1 or newer. Everything here is the loop's owner thread's. A connection takes 32 KB
- * beside OpenSSL's own. Context, certificates, verification and what else is set on `ssl` are the program's, all before the first
- * call here but upcall_tls_new().
+ * To be copied or included; needs OpenSSL 1.1.1 or newer. Everything here is the loop's owner thread's. A connection takes 32
+ * KB beside OpenSSL's own. Context, certificates, verification and what else is set on `ssl` are the program's, all before the
+ * first call here but upcall_tls_new().
  */
 #ifndef UPCALL_OPENSSL_H
 #define UPCALL_OPENSSL_H
@@ -28,17 +28,17 @@
 #include <upcall.h>
 
 /**
- * @brief A TLS connection: upcall_tls_new(), upcall_tls_handshake(), upcall_tls_read(), upcall_tls_write(), upcall_tls_shutdown(),
- * upcall_tls_error(), upcall_tls_free().
+ * @brief A TLS connection: upcall_tls_new(), upcall_tls_handshake(), upcall_tls_read(), upcall_tls_write(),
+ * upcall_tls_shutdown(), upcall_tls_error(), upcall_tls_free().
  */
 typedef struct upcall_tls upcall_tls;
 
 /**
  * @brief Called exactly once for each call that returned 0, in a turn of the loop, never inside the call.
  *
- * `result`: bytes read or written, 0 for the others; a negative errno: -EPROTO, TLS failed (upcall_tls_error()); -ECONNRESET, the
- * peer ended the connection without ending TLS; -ETIMEDOUT; -ECANCELED after upcall_tls_free() or when the loop closes; or what
- * recv(2) or send(2) gave. After an error all later calls end in it. All of this header may be used.
+ * `result`: bytes read or written, 0 for the others; a negative errno: -EPROTO, TLS failed (upcall_tls_error()); -ECONNRESET,
+ * the peer ended the connection without ending TLS; -ETIMEDOUT; -ECANCELED after upcall_tls_free() or when the loop closes; or
+ * what recv(2) or send(2) gave. After an error all later calls end in it. All of this header may be used.
  */
 typedef void (*upcall_tls_fn)(upcall_tls *tls, void *user, int64_t result);
 
@@ -251,8 +251,8 @@ static inline int upcall_tls_ask(upcall_tls *tls, upcall_tls_request *request, u
  * @brief Makes a TLS connection of a connected socket.
  *
  * `ssl`: fresh from SSL_new(), with SSL_set_accept_state() or SSL_set_connect_state(). On success `fd` and `ssl` belong to the
- * connection, until upcall_tls_free(); on failure they stay the program's. `timeout_ns`: when the peer sends or takes nothing for
- * so long while something waits for it, -ETIMEDOUT; 0: never. `*tls` receives the connection, or NULL.
+ * connection, until upcall_tls_free(); on failure they stay the program's. `timeout_ns`: when the peer sends or takes nothing
+ * for so long while something waits for it, -ETIMEDOUT; 0: never. `*tls` receives the connection, or NULL.
  *
  * Nothing is in flight while nothing is asked for. upcall_loop_close() ends what is asked for in -ECANCELED; when the loop
  * is freed, upcall_tls_free() is the only function left.
@@ -303,8 +303,8 @@ static inline int upcall_tls_handshake(upcall_tls *tls, upcall_tls_fn fn, void *
  *
  * `data` is borrowed until `fn` is called, which gets `user`. One handshake or read at a time, beside one write or shutdown.
  *
- * @return 0; -EINVAL for a NULL, a `len` of 0, or after upcall_tls_free(); -EBUSY, one is in progress; or upcall_submit()'s error.
- * Then `fn` is not called.
+ * @return 0; -EINVAL for a NULL, a `len` of 0, or after upcall_tls_free(); -EBUSY, one is in progress; or upcall_submit()'s
+ * error. Then `fn` is not called.
  */
 static inline int upcall_tls_read(upcall_tls *tls, void *data, size_t len, upcall_tls_fn fn, void *user)
 {
@@ -316,7 +316,8 @@ static inline int upcall_tls_read(upcall_tls *tls, void *data, size_t len, upcal
 /**
  * @brief Writes all `len` bytes. Result: `len`, when the kernel has taken the last.
  *
- * `data` is borrowed until `fn` is called, and must not change. One write or shutdown at a time. Otherwise as upcall_tls_read().
+ * `data` is borrowed until `fn` is called, and must not change. One write or shutdown at a time. Otherwise as
+ * upcall_tls_read().
  */
 static inline int upcall_tls_write(upcall_tls *tls, const void *data, size_t len, upcall_tls_fn fn, void *user)
 {
@@ -346,9 +347,9 @@ static inline unsigned long upcall_tls_error(const upcall_tls *tls)
 }
 
 /**
- * @brief Ends the connection: what is asked for ends in -ECANCELED, in a turn; then the descriptor is closed, and `ssl` and `tls` are
- * freed. NULL is fine. Also in the callbacks; before or after the loop is freed. Nothing is said to the peer: upcall_tls_shutdown()
- * does.
+ * @brief Ends the connection: what is asked for ends in -ECANCELED, in a turn; then the descriptor is closed, and `ssl` and
+ * `tls` are freed. NULL is fine. Also in the callbacks; before or after the loop is freed. Nothing is said to the peer:
+ * upcall_tls_shutdown() does.
  */
 static inline void upcall_tls_free(upcall_tls *tls)
 {

@@ -138,15 +138,15 @@ static inline int upcall_pq_take(upcall_pq *pq, unsigned wanted)
 /**
  * @brief Runs a connection that PQconnectStart() or PQconnectStartParams() has just made in `loop`.
  *
- * `connected` is called once, with the connection made and set to PQsetnonblocking(), or with an error. Then `input` is called each
- * time something may have arrived. Both get `user`, and must not be NULL. `*pq` receives what ends by upcall_pq_free(), or NULL.
- * libpq has no time limit for such a connection: an upcall_op_sleep() whose callback calls upcall_pq_free() is one.
+ * `connected` is called once, with the connection made and set to PQsetnonblocking(), or with an error. Then `input` is called
+ * each time something may have arrived. Both get `user`, and must not be NULL. `*pq` receives what ends by upcall_pq_free(), or
+ * NULL. libpq has no time limit for such a connection: an upcall_op_sleep() whose callback calls upcall_pq_free() is one.
  *
  * `conn` stays the program's, and is to be finished by PQfinish() after upcall_pq_free(), before the loop is polled again.
  * upcall_run() goes on until then, or until an error.
  *
- * @return 0; -EINVAL for a `conn` that is NULL, or has failed already (PQerrorMessage()); -EMFILE, -ENOMEM, or upcall_submit()'s
- * error.
+ * @return 0; -EINVAL for a `conn` that is NULL, or has failed already (PQerrorMessage()); -EMFILE, -ENOMEM, or
+ * upcall_submit()'s error.
  */
 static inline int upcall_pq_new(upcall_loop *loop, PGconn *conn, upcall_pq_fn connected, upcall_pq_fn input, void *user,
                                 upcall_pq **pq)

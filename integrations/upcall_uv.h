@@ -60,8 +60,8 @@ static inline void upcall_uv_on_ready(uv_poll_t *handle, int status, int events)
 /**
  * @brief Makes `uv` run `loop`: each time there is something to do in it, one turn that does not wait.
  *
- * `*embedded` receives what ends by upcall_uv_free(), or NULL. Both loops stay the program's. `loop` may be closed and freed first,
- * and uv_loop_close() answers UV_EBUSY, as for any handle, until `uv` has run once more after either. One operation with
+ * `*embedded` receives what ends by upcall_uv_free(), or NULL. Both loops stay the program's. `loop` may be closed and freed
+ * first, and uv_loop_close() answers UV_EBUSY, as for any handle, until `uv` has run once more after either. One operation with
  * UPCALL_BACKGROUND is in flight meanwhile. upcall_run() must not be called.
  *
  * @return 0; -ENOMEM, upcall_fd()'s and upcall_submit()'s errors, or a UV_ one, which is a negative errno, too.
@@ -102,8 +102,8 @@ static inline int upcall_uv_new(uv_loop_t *uv, upcall_loop *loop, upcall_uv **em
 }
 
 /**
- * @brief The handle in libuv's loop, for uv_unref(), which says that the Upcall loop alone is no reason to go on for uv_run(), for
- * uv_ref() and uv_has_ref().
+ * @brief The handle in libuv's loop, for uv_unref(), which says that the Upcall loop alone is no reason to go on for uv_run(),
+ * for uv_ref() and uv_has_ref().
  */
 static inline uv_handle_t *upcall_uv_handle(upcall_uv *embedded)
 {
@@ -111,8 +111,8 @@ static inline uv_handle_t *upcall_uv_handle(upcall_uv *embedded)
 }
 
 /**
- * @brief Takes the loop out of libuv's, in the next turn of both; it remains, and may be polled otherwise. NULL is fine. Also in
- * the callbacks of both loops; before or after the loop is freed.
+ * @brief Takes the loop out of libuv's, in the next turn of both; it remains, and may be polled otherwise. NULL is fine. Also
+ * in the callbacks of both loops; before or after the loop is freed.
  */
 static inline void upcall_uv_free(upcall_uv *embedded)
 {

@@ -158,8 +158,8 @@ typedef struct upcall_timer upcall_timer;
  */
 struct upcall_timer {
     upcall_loop *loop; /* NULL: it closes, and is not to be used any more */
-    /** It is time, and the timer is no longer set; or the loop closes (upcall_timer.loop is NULL), which is the last call. Runs in
-     * a turn; may call all of this. */
+    /** It is time, and the timer is no longer set; or the loop closes (upcall_timer.loop is NULL), which is the last call.
+     * Runs in a turn; may call all of this. */
     void (*fire)(upcall_timer *timer);
     /** After upcall_timer_end(), perhaps inside it: the memory is the caller's again. */
     void (*ended)(upcall_timer *timer);

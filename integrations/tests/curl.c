@@ -391,30 +391,21 @@ TEST(freed_in_its_own_callback) {
     free_transfer(&slow);
 }
 
-/* More sockets than operations are permitted: what cannot be watched ends, and nothing waits for ever. */
-TEST(too_few_operations_are_errors) {
+/* More sockets than operations are permitted: what cannot be watched is slower. */
+TEST(too_few_operations_are_enough) {
     static struct transfer all[40];
     upcall_config config = default_config();
-    config.max_operations = 12;
+    config.max_operations = 8;
     upcall_loop *loop = loop_with(&config);
     upcall_curl *curl = new_curl(loop, on_done, NULL);
-    unsigned failed = 0;
     for (size_t i = 0; i < COUNT_OF(all); i++)
-        add(curl, new_transfer(&all[i], "127.0.0.1", server_port(), "9"));
+        add(curl, new_transfer(&all[i], "127.0.0.1", server_port(), i < 38 ? "9" : "slow"));
     RUN(loop);
     CHECK_EQ(ended, COUNT_OF(all));
     for (size_t i = 0; i < COUNT_OF(all); i++) {
-        CHECK_EQ(all[i].ends, 1);
-        failed += all[i].result != CURLE_OK;
+        check_transfer(&all[i]);
         free_transfer(&all[i]);
     }
-    CHECK(failed > 0);
-    /* It recovers. */
-    struct transfer t;
-    add(curl, new_transfer(&t, "127.0.0.1", server_port(), "9"));
-    RUN(loop);
-    check_transfer(&t);
-    free_transfer(&t);
     end_all(loop, curl);
 }
 
@@ -430,10 +421,13 @@ TEST(too_few_descriptors_are_errors) {
     unlimit_descriptors();
     CHECK_EQ(ended, COUNT_OF(all));
     for (size_t i = 0; i < COUNT_OF(all); i++) {
-        failed += all[i].result != CURLE_OK;
+        if (all[i].result == CURLE_OK)
+            check_transfer(&all[i]);
+        else
+            failed++;
         free_transfer(&all[i]);
     }
-    CHECK(failed > 0);
+    CHECK(failed > 0); /* those that have no socket */
     end_all(loop, curl);
 }
 

@@ -315,7 +315,7 @@ TEST(the_second_of_two_servers) {
     RUN(loop);
     CHECK_EQ(s.count, 200);
     CHECK_EQ(upcall_stats_get(loop, &stats), 0);
-    CHECK(stats.submitted < 200 + 200); /* one poll for each answer, and what connecting takes: not the first socket's end, ever again */
+    CHECK(stats.submitted < 200 + 200); /* a poll for each answer, and some to connect; the first socket is forgotten */
     free_loop(loop);
 }
 

@@ -128,30 +128,46 @@ TEST(what_is_unwanted_meanwhile_is_not_told) {
     close_pair(fds);
 }
 
+static void unwant_both(struct subject *s) {
+    CHECK_EQ(upcall_watch_set(s->other, 0), 0);
+    set(s, 0);
+}
+
 static void end_other(struct subject *s) {
     upcall_watch_end(s->other);
     upcall_watch_end(&s->watch);
 }
 
-/* Both are ready in the same turn, and the first that is told ends the second. */
-TEST(ended_by_another_one_in_the_same_turn) {
+/* Both are ready in the same turn, and the first that is told changes the second. */
+static void two_in_a_turn(void (*act)(struct subject *), unsigned ends) {
     struct subject s, t;
     int fds[2];
     upcall_loop *loop = new_loop();
     unix_pair(fds);
-    write_all(fds[1], "x", 1);
-    begin(loop, &s, fds[0], end_other);
-    begin(loop, &t, fds[0], end_other);
+    begin(loop, &s, fds[0], act);
+    begin(loop, &t, fds[0], act);
     s.other = &t.watch;
     t.other = &s.watch;
     set(&s, POLLIN);
     set(&t, POLLIN);
+    turns(loop, 3);
+    write_all(fds[1], "x", 1);
     run(loop);
     CHECK_EQ(s.reads + t.reads, 1);
-    CHECK_EQ(s.ends, 1);
-    CHECK_EQ(t.ends, 1);
+    CHECK_EQ(s.ends, ends);
+    CHECK_EQ(t.ends, ends);
+    upcall_watch_end(&s.watch);
+    upcall_watch_end(&t.watch);
     free_loop(loop);
     close_pair(fds);
+}
+
+TEST(ended_by_another_one_in_the_same_turn) {
+    two_in_a_turn(end_other, 1);
+}
+
+TEST(unwanted_by_another_one_in_the_same_turn) {
+    two_in_a_turn(unwant_both, 0);
 }
 
 TEST(ended_while_it_is_told) {
@@ -181,6 +197,7 @@ TEST(the_descriptor_is_closed_and_its_number_reused) {
     upcall_watch_end(&s.watch);
     CHECK_EQ(s.ends, 0); /* its operation has not ended */
     CHECK_EQ(close(fds[0]), 0);
+    CHECK(recv(fds[1], &(char){0}, 1, MSG_DONTWAIT) < 0 && errno == EAGAIN); /* its own is still open */
     unix_pair(others);
     CHECK_EQ(others[0], fds[0]);
     begin(loop, &t, others[0], want_nothing);

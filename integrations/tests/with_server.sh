@@ -44,7 +44,7 @@ prepare_nginx() {
     for i in 0 1 2 3 4 5 6 7 8 9; do
         head -c $((i * i * 10000 + i)) /dev/urandom >"$work/www/$i"
     done
-    head -c 300000 /dev/urandom >"$work/www/slow"
+    head -c 60000 /dev/urandom >"$work/www/slow"
 }
 prepare_redis() { need redis-server redis-server; }
 # An authority with a server's certificate, and another authority.
@@ -56,7 +56,8 @@ prepare_certificates() {
                 openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj "/CN=$name" \
                     -keyout "$name.key" -out "$name.pem" || exit 1
             done &&
-            openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=server.test -keyout server.key -out server.csr &&
+            openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=server.test -keyout server.key \
+                -out server.csr &&
             openssl x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -out server.pem \
                 -extfile <(echo 'subjectAltName=DNS:server.test') &&
             cat server.key >>server.pem
