@@ -37,7 +37,13 @@ expect("${SONAME} leads to" libupcall.so.${VERSION} ${link})
 
 # All of it, and the part that programs need when they run.
 file(GLOB_RECURSE files RELATIVE ${ROOT}/moved ${ROOT}/moved/*)
-set(wanted include/upcall.h include/upcall.hpp ${LIBDIR}/cmake/upcall/upcallConfig.cmake
+if(NOT "share/man/man3/upcall_submit.3" IN_LIST files OR NOT "share/man/man7/upcall.7" IN_LIST files)
+    message(SEND_ERROR "no manual pages: ${files}")
+endif()
+list(FILTER files EXCLUDE REGEX "^share/man/man[37]/upcall[a-z0-9_]*\\.[37]$")
+set(adapters ares curl glib hiredis openssl pq uv watch)
+list(TRANSFORM adapters REPLACE "(.+)" "include/upcall_\\1.h")
+set(wanted include/upcall.h include/upcall.hpp ${adapters} ${LIBDIR}/cmake/upcall/upcallConfig.cmake
     ${LIBDIR}/cmake/upcall/upcallConfigVersion.cmake ${LIBDIR}/cmake/upcall/upcallTargets.cmake ${LIBDIR}/libupcall.a
     ${LIBDIR}/libupcall.so ${LIBDIR}/${SONAME} ${LIBDIR}/libupcall.so.${VERSION} ${LIBDIR}/pkgconfig/upcall.pc
     share/doc/upcall/LICENSE share/doc/upcall/LICENSE-APACHE share/doc/upcall/LICENSE-MIT)
