@@ -1,4 +1,5 @@
 # Installs the build tree BUILD to ROOT/first and moves that to ROOT/moved: LIBDIR, SONAME and VERSION are as in CMakeLists.txt.
+cmake_minimum_required(VERSION 3.22)
 file(REMOVE_RECURSE ${ROOT})
 function(install_to folder)
     execute_process(COMMAND ${CMAKE_COMMAND} --install ${BUILD} --config "${CONFIG}" --prefix ${ROOT}/${folder} ${ARGN}
