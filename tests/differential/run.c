@@ -806,7 +806,9 @@ static void submit(run *r, const step *s) {
         const bool half_closed = (shows_an_end && wanted & OUT && row->waits == FOR_OUT &&
                                   (op->length > 1000 || !is_ready(t, POLLOUT))) ||
                                  (second >= 0 && r->thing[second].plan.kind == UNIX_STREAM && r->thing[second].ended);
-        if (half_closed || slow || senseless || c.closing[op->object] || (second >= 0 && c.closing[second]) ||
+        /* One call moves what lies together, and TCP lays it as it comes. */
+        const bool in_segments = row->traits & TWO && t->plan.kind == TCP && !(op->flags & UPCALL_FULL);
+        if (half_closed || slow || senseless || in_segments || c.closing[op->object] || (second >= 0 && c.closing[second]) ||
             (takes_buffers && r->program->holds && c.lends) || !room_left(op->length) ||
             !gets_along(r, op, row, wanted, ordered || s->count > 1) ||
             (row->traits & CLOSES && c.touched[op->object] && is_used(r, op->object)) ||
