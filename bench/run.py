@@ -87,7 +87,7 @@ def rows():
     yield Row("deadlines", "lockstep", plain_and_limited, work="echo", connections=64, message=64, seconds=0.3)
 
 
-# The figures to reach. Each says of which rows, whose speed, against whom, and at least what ratio of speeds.
+# The figures to reach. Each says of which rows, whose speed, against whom, and at least what ratio of speeds.
 def targets():
     raw, forms = "liburing", ((1, 0.97, 0.95), (16, 0.91, 0.87), (64, 0.90, 0.87), (256, 0.88, 0.84))
     for batch, reused, _ in forms:
