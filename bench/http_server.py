@@ -172,7 +172,7 @@ def main():
             for server in servers:
                 server.stop()
     version = subprocess.run(["nginx", "-v"], stderr=subprocess.PIPE, text=True, check=True).stderr.strip().rpartition("/")[2]
-    text = (f"nginx {version}, {options.rounds} rounds of {options.seconds} s, Linux {os.uname().release.split("-")[0]}; load average {load_before:.1f} "
+    text = (f"nginx {version}, {options.rounds} rounds of {options.seconds} s, Linux {os.uname().release.split('-')[0]}; load average {load_before:.1f} "
             f"before and {load_after:.1f} after"
             f"{f', servers and wrk at nice {options.nice}' if options.nice else ''}.\n\n{table(rows)}")
     print(text)
